@@ -1,0 +1,1 @@
+"""Everything that the entropy-model families share. See docs/architecture.md for the rooms."""

@@ -1,0 +1,1 @@
+"""The factorized-prior family (Ballé, Laparra, Simoncelli, 2017)."""
