@@ -1,0 +1,329 @@
+"""Convolutions and divisive normalisation as plain `tf.Module`s.
+
+Three layers carry nearly all arithmetic of the models: `Conv2D` (analysis), `Conv2DTranspose`
+(synthesis) and `GDN`. They compute what tensorflow_compression's `SignalConv2D` with
+`padding="same_zeros"` and its `GDN` compute, given the same weights.
+
+Alignment. One integer, the `origin`, says how a kernel of k taps lies over the samples, in each
+of the two directions:
+
+    Conv2D:           y[n] = sum_t kernel[t] x[stride * n + t - origin]
+    Conv2DTranspose:  y[n] = sum_m kernel[n + origin - stride * m] x[m]
+
+with x zero outside its support. The two are each other's adjoint. The default origin is k // 2
+for an odd k, as in `SignalConv2D`: the kernel's middle tap meets the first sample. For an even k
+it is (k - stride + 1) // 2, so that a kernel lies symmetrically over its block of `stride` samples:
+with k = 16 and stride = 16 each latent paints its own 16x16 block and nothing else, with k = 18 it
+reaches one sample into each neighbour. (`SignalConv2D` takes k // 2 there too; pass
+`origin=k // 2` for that.)
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Callable, Optional, Union
+
+import numpy as np
+import tensorflow as tf
+
+KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]], np.ndarray]]
+Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
+
+_ACTIVATIONS = {
+    "relu": tf.nn.relu,
+    "leaky_relu": tf.nn.leaky_relu,
+}
+
+
+def _activation(activation: Activation) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
+  """Returns the function that `activation` names, is, or None."""
+  if activation is None or callable(activation):
+    return activation
+  if activation not in _ACTIVATIONS:
+    raise ValueError(f"Unknown activation {activation!r}. Known: "
+                     f"{', '.join(sorted(_ACTIVATIONS))}; a callable is taken as it is.")
+  return _ACTIVATIONS[activation]
+
+
+def _initial_kernel(initializer: KernelInitializer, shape: tuple[int, ...],
+                    fan_in: float) -> tf.Tensor:
+  """Evaluates `initializer` (see `Conv2D`) and checks the shape of what it gives."""
+  if initializer is None:
+    # Truncated at two standard deviations, hence the correction (as Keras's VarianceScaling).
+    stddev = math.sqrt(1.0 / fan_in) / 0.87962566103423978
+    return tf.random.truncated_normal(shape, stddev=stddev)
+  value = initializer(shape) if callable(initializer) else initializer
+  value = tf.convert_to_tensor(value, dtype=tf.float32)
+  if tuple(value.shape) != shape:
+    raise ValueError(f"The initial kernel has shape {tuple(value.shape)}; the layer's is {shape}.")
+  return value
+
+
+def default_origin(kernel_size: int, stride: int) -> int:
+  """The tap that meets the first sample (see the top of this file)."""
+  if kernel_size % 2:
+    return kernel_size // 2
+  if kernel_size < stride:
+    raise ValueError(f"A kernel of even size {kernel_size} with stride {stride} leaves gaps and "
+                     "has no natural middle: give its `origin`.")
+  return (kernel_size - stride + 1) // 2
+
+
+class Layer(tf.Module):
+  """What profiling and transforms know of a layer.
+
+  Attributes:
+    downsample: by how much it makes the image smaller in each direction.
+    upsample: by how much it makes the image larger in each direction.
+    in_channels, out_channels: the channels of its input and of its output.
+  """
+
+  downsample: int = 1
+  upsample: int = 1
+  in_channels: int
+  out_channels: int
+
+  def output_size(self, height: int, width: int) -> tuple[int, int]:
+    """The size of the output, given the size of the input."""
+    down, up = self.downsample, self.upsample
+    return -(-height // down) * up, -(-width // down) * up
+
+  def macs(self, height: int, width: int) -> int:
+    """Multiply-adds for one image; height and width are those of the layer's input."""
+    del height, width
+    return 0
+
+  def elementwise(self, height: int, width: int) -> int:
+    """Additions of biases, and divisions or products of normalisations, for one image."""
+    del height, width
+    return 0
+
+  def flops(self, height: int, width: int) -> int:
+    """FLOPs for one image: two for each multiply-add (of the layer as a formula, not as run)."""
+    return 2 * self.macs(height, width)
+
+  def num_parameters(self) -> int:
+    """The number of trained scalars."""
+    return sum(math.prod(v.shape) for v in self.trainable_variables)
+
+
+class _Convolution(Layer):
+  """What the two directions share: kernel, bias, origin, activation."""
+
+  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int,
+               use_bias: bool, activation: Activation, kernel_initializer: KernelInitializer,
+               origin: Optional[int], fan_in: float, name: Optional[str]):
+    super().__init__(name=name)
+    self.in_channels = in_channels
+    self.out_channels = out_channels
+    self.kernel_size = kernel_size
+    self.stride = stride
+    self.use_bias = use_bias
+    self.activation = _activation(activation)
+    self.origin = default_origin(kernel_size, stride) if origin is None else origin
+    if not 0 <= self.origin < kernel_size:
+      raise ValueError(f"origin is {self.origin}; it must be a tap, from 0 to {kernel_size - 1}.")
+    shape = (kernel_size, kernel_size, in_channels, out_channels)
+    with self.name_scope:
+      self.kernel = tf.Variable(_initial_kernel(kernel_initializer, shape, fan_in), name="kernel")
+      if use_bias:
+        self.bias = tf.Variable(tf.zeros([out_channels]), name="bias")
+
+  def _finish(self, y: tf.Tensor) -> tf.Tensor:
+    """Adds the bias and applies the activation."""
+    if self.use_bias:
+      y = tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
+    return y if self.activation is None else self.activation(y)
+
+  def elementwise(self, height: int, width: int) -> int:
+    """One addition for each output if there is a bias."""
+    return math.prod(self.output_size(height, width)) * self.out_channels * int(self.use_bias)
+
+
+class Conv2D(_Convolution):
+  """A correlation with a kernel, then downsampling.
+
+  `SignalConv2D(out_channels, kernel_size, corr=True, strides_down=stride,
+  padding="same_zeros")` for odd kernel sizes; see the top of this file for the alignment.
+
+  Attributes:
+    kernel: [kernel_size, kernel_size, in_channels, out_channels], as in tf.nn.conv2d.
+    bias: [out_channels], if use_bias.
+  """
+
+  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
+               use_bias: bool = True, activation: Activation = None,
+               kernel_initializer: KernelInitializer = None, origin: Optional[int] = None,
+               name: Optional[str] = None):
+    """Makes the layer and its variables.
+
+    Args:
+      in_channels: channels of the input.
+      out_channels: channels of the output.
+      kernel_size: taps in each direction.
+      stride: the downsampling factor.
+      use_bias: whether to add a bias, which starts at 0.
+      activation: None, "relu", "leaky_relu" or a callable.
+      kernel_initializer: the initial kernel: an array of its shape, a callable from the shape to
+        such an array, or None for normal numbers that keep the variance of white inputs.
+      origin: the tap that meets the first sample; None for the default (top of this file).
+      name: the name of the module.
+    """
+    super().__init__(in_channels, out_channels, kernel_size, stride, use_bias, activation,
+                     kernel_initializer, origin, fan_in=kernel_size**2 * in_channels, name=name)
+    self.downsample = stride
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    """x: [B,H,W,in_channels]. Returns [B,ceil(H/stride),ceil(W/stride),out_channels]."""
+    pad = [self.origin, self.kernel_size - 1 - self.origin]
+    y = tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), strides=self.stride,
+                     padding=[[0, 0], pad, pad, [0, 0]])
+    return self._finish(y)
+
+  def macs(self, height: int, width: int) -> int:
+    """kernel_size^2 x in_channels x out_channels for each output position."""
+    return (math.prod(self.output_size(height, width)) * self.kernel_size**2
+            * self.in_channels * self.out_channels)
+
+
+class Conv2DTranspose(_Convolution):
+  """Upsampling by zeros, then a convolution with a kernel.
+
+  `SignalConv2D(out_channels, kernel_size, corr=False, strides_up=stride, padding="same_zeros")`
+  for odd kernel sizes; see the top of this file for the alignment.
+
+  Attributes:
+    kernel: [kernel_size, kernel_size, in_channels, out_channels], as in `SignalConv2D` (and not
+      as in tf.nn.conv2d_transpose, which swaps the channels). Not flipped: kernel[:, :, c, :] is
+      what a single 1 in channel c paints.
+    bias: [out_channels], if use_bias.
+  """
+
+  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
+               use_bias: bool = True, activation: Activation = None,
+               kernel_initializer: KernelInitializer = None, origin: Optional[int] = None,
+               name: Optional[str] = None):
+    """Makes the layer and its variables. The arguments are those of `Conv2D`.
+
+    Here `stride` is the upsampling factor. The default initial kernel takes into account that
+    only 1 in stride^2 of its taps meets a sample.
+    """
+    super().__init__(in_channels, out_channels, kernel_size, stride, use_bias, activation,
+                     kernel_initializer, origin,
+                     fan_in=max(kernel_size / stride, 1)**2 * in_channels, name=name)
+    self.upsample = stride
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    """x: [B,H,W,in_channels]. Returns [B,stride*H,stride*W,out_channels]."""
+    batch, height, width, _ = _shape(x)
+    # The transpose of a correlation with padding (origin, rest) from stride*H samples to H.
+    pad = [self.origin, max(0, self.kernel_size - self.stride - self.origin)]
+    kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
+    y = tf.nn.conv2d_transpose(
+        x, kernel, [batch, height * self.stride, width * self.stride, self.out_channels],
+        strides=self.stride, padding=[[0, 0], pad, pad, [0, 0]])
+    return self._finish(y)
+
+  def macs(self, height: int, width: int) -> int:
+    """kernel_size^2 x in_channels x out_channels for each input position."""
+    return height * width * self.kernel_size**2 * self.in_channels * self.out_channels
+
+
+def _shape(x: tf.Tensor) -> list[Union[int, tf.Tensor]]:
+  """The shape of x: numbers where they are known, scalar tensors elsewhere."""
+  dynamic = tf.shape(x)
+  return [dynamic[i] if n is None else n for i, n in enumerate(x.shape)]
+
+
+# Keeps gradients of the reparameterised parameters away from zero; as in tensorflow_compression.
+_PEDESTAL = 2.0**-36
+
+
+@tf.custom_gradient
+def _lower_bound(x: tf.Tensor, bound: float):
+  """max(x, bound), whose gradient passes below the bound if a step would move x up."""
+
+  def grad(dy: tf.Tensor):
+    return tf.where(tf.logical_or(x >= bound, dy < 0), dy, tf.zeros_like(dy)), None
+
+  return tf.maximum(x, bound), grad
+
+
+class NonnegativeParameter(tf.Module):
+  """A trained array that stays at or above `minimum`, as GDN needs it.
+
+  The variable is the square root (plus a pedestal), so that steps get smaller near zero; its lower
+  bound lets gradients through that lead back up. As tensorflow_compression's `GDNParameter`.
+  """
+
+  def __init__(self, initial_value: np.ndarray, minimum: float = 0.0, name: Optional[str] = None):
+    super().__init__(name=name)
+    initial_value = tf.cast(tf.convert_to_tensor(initial_value), tf.float32)
+    self._bound = math.sqrt(minimum + _PEDESTAL)
+    self.variable = tf.Variable(
+        tf.sqrt(tf.maximum(initial_value + _PEDESTAL, _PEDESTAL)), name=f"reparam_{name}")
+
+  def __call__(self) -> tf.Tensor:
+    """The array itself."""
+    return tf.square(_lower_bound(tf.convert_to_tensor(self.variable), self._bound)) - _PEDESTAL
+
+
+class GDN(Layer):
+  """Divisive normalisation with absolute values: y[i] = x[i] / (beta[i] + sum_j |x[j]| gamma[j,i]).
+
+  The inverse multiplies instead. tensorflow_compression's `GDN` with its default alpha and epsilon
+  of 1 (Johnston et al. 2019 call it GDN1; Ballé et al. 2017 had a square root of squares).
+
+  Attributes:
+    beta: [channels], at least 1e-6.
+    gamma: [channels, channels], from input channel j to output channel i, at least 0.
+  """
+
+  def __init__(self, channels: int, inverse: bool = False,
+               beta_init: Union[float, Sequence[float], np.ndarray] = 1.0,
+               gamma_init: Union[float, np.ndarray] = 0.1, name: Optional[str] = None):
+    """Makes the layer and its variables.
+
+    Args:
+      channels: channels of input and output.
+      inverse: whether to multiply by the normaliser rather than to divide by it.
+      beta_init: initial beta, a number or [channels].
+      gamma_init: initial gamma, [channels, channels], or a number g for g times the identity.
+      name: the name of the module.
+    """
+    super().__init__(name=name)
+    self.in_channels = self.out_channels = channels
+    self.inverse = inverse
+    beta = np.broadcast_to(np.asarray(beta_init, np.float32), [channels])
+    gamma = np.asarray(gamma_init, np.float32)
+    if gamma.ndim == 0:
+      gamma = gamma * np.eye(channels, dtype=np.float32)
+    if gamma.shape != (channels, channels):
+      raise ValueError(f"gamma_init has shape {gamma.shape}; it must be a number or "
+                       f"({channels}, {channels}).")
+    with self.name_scope:
+      self._beta = NonnegativeParameter(beta, minimum=1e-6, name="beta")
+      self._gamma = NonnegativeParameter(gamma, name="gamma")
+
+  @property
+  def beta(self) -> tf.Tensor:
+    """[channels]."""
+    return self._beta()
+
+  @property
+  def gamma(self) -> tf.Tensor:
+    """[channels, channels], from input to output."""
+    return self._gamma()
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    """x: [B,H,W,channels]. Returns the same shape."""
+    beta, gamma = tf.cast(self.beta, x.dtype), tf.cast(self.gamma, x.dtype)
+    normaliser = tf.nn.bias_add(tf.nn.conv2d(tf.abs(x), gamma[None, None], 1, "VALID"), beta)
+    return x * normaliser if self.inverse else x / normaliser
+
+  def macs(self, height: int, width: int) -> int:
+    """Channels^2 for each position."""
+    return height * width * self.in_channels**2
+
+  def elementwise(self, height: int, width: int) -> int:
+    """One addition of beta and one division (or product) for each value."""
+    return 2 * height * width * self.in_channels
