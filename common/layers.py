@@ -29,8 +29,8 @@ KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]
 Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
 
 _ACTIVATIONS = {
-    "relu": tf.nn.relu,
-    "leaky_relu": tf.nn.leaky_relu,
+  "relu": tf.nn.relu,
+  "leaky_relu": tf.nn.leaky_relu,
 }
 
 
@@ -39,13 +39,16 @@ def _activation(activation: Activation) -> Optional[Callable[[tf.Tensor], tf.Ten
   if activation is None or callable(activation):
     return activation
   if activation not in _ACTIVATIONS:
-    raise ValueError(f"Unknown activation {activation!r}. Known: "
-                     f"{', '.join(sorted(_ACTIVATIONS))}; a callable is taken as it is.")
+    raise ValueError(
+      f"Unknown activation {activation!r}. Known: "
+      f"{', '.join(sorted(_ACTIVATIONS))}; a callable is taken as it is."
+    )
   return _ACTIVATIONS[activation]
 
 
-def _initial_kernel(initializer: KernelInitializer, shape: tuple[int, ...],
-                    fan_in: float) -> tf.Tensor:
+def _initial_kernel(
+  initializer: KernelInitializer, shape: tuple[int, ...], fan_in: float
+) -> tf.Tensor:
   """Evaluates `initializer` (see `Conv2D`) and checks the shape of what it gives."""
   if initializer is None:
     # Truncated at two standard deviations, hence the correction (as Keras's VarianceScaling).
@@ -63,8 +66,10 @@ def default_origin(kernel_size: int, stride: int) -> int:
   if kernel_size % 2:
     return kernel_size // 2
   if kernel_size < stride:
-    raise ValueError(f"A kernel of even size {kernel_size} with stride {stride} leaves gaps and "
-                     "has no natural middle: give its `origin`.")
+    raise ValueError(
+      f"A kernel of even size {kernel_size} with stride {stride} leaves gaps and "
+      "has no natural middle: give its `origin`."
+    )
   return (kernel_size - stride + 1) // 2
 
 
@@ -109,9 +114,19 @@ class Layer(tf.Module):
 class _Convolution(Layer):
   """What the two directions share: kernel, bias, origin, activation."""
 
-  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int,
-               use_bias: bool, activation: Activation, kernel_initializer: KernelInitializer,
-               origin: Optional[int], fan_in: float, name: Optional[str]):
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    use_bias: bool,
+    activation: Activation,
+    kernel_initializer: KernelInitializer,
+    origin: Optional[int],
+    fan_in: float,
+    name: Optional[str],
+  ):
     super().__init__(name=name)
     self.in_channels = in_channels
     self.out_channels = out_channels
@@ -150,10 +165,18 @@ class Conv2D(_Convolution):
     bias: [out_channels], if use_bias.
   """
 
-  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
-               use_bias: bool = True, activation: Activation = None,
-               kernel_initializer: KernelInitializer = None, origin: Optional[int] = None,
-               name: Optional[str] = None):
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    use_bias: bool = True,
+    activation: Activation = None,
+    kernel_initializer: KernelInitializer = None,
+    origin: Optional[int] = None,
+    name: Optional[str] = None,
+  ):
     """Makes the layer and its variables.
 
     Args:
@@ -168,21 +191,36 @@ class Conv2D(_Convolution):
       origin: the tap that meets the first sample; None for the default (top of this file).
       name: the name of the module.
     """
-    super().__init__(in_channels, out_channels, kernel_size, stride, use_bias, activation,
-                     kernel_initializer, origin, fan_in=kernel_size**2 * in_channels, name=name)
+    super().__init__(
+      in_channels,
+      out_channels,
+      kernel_size,
+      stride,
+      use_bias,
+      activation,
+      kernel_initializer,
+      origin,
+      fan_in=kernel_size**2 * in_channels,
+      name=name,
+    )
     self.downsample = stride
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,ceil(H/stride),ceil(W/stride),out_channels]."""
     pad = [self.origin, self.kernel_size - 1 - self.origin]
-    y = tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), strides=self.stride,
-                     padding=[[0, 0], pad, pad, [0, 0]])
+    y = tf.nn.conv2d(
+      x, tf.cast(self.kernel, x.dtype), strides=self.stride, padding=[[0, 0], pad, pad, [0, 0]]
+    )
     return self._finish(y)
 
   def macs(self, height: int, width: int) -> int:
     """kernel_size^2 x in_channels x out_channels for each output position."""
-    return (math.prod(self.output_size(height, width)) * self.kernel_size**2
-            * self.in_channels * self.out_channels)
+    return (
+      math.prod(self.output_size(height, width))
+      * self.kernel_size**2
+      * self.in_channels
+      * self.out_channels
+    )
 
 
 class Conv2DTranspose(_Convolution):
@@ -198,18 +236,35 @@ class Conv2DTranspose(_Convolution):
     bias: [out_channels], if use_bias.
   """
 
-  def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
-               use_bias: bool = True, activation: Activation = None,
-               kernel_initializer: KernelInitializer = None, origin: Optional[int] = None,
-               name: Optional[str] = None):
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    use_bias: bool = True,
+    activation: Activation = None,
+    kernel_initializer: KernelInitializer = None,
+    origin: Optional[int] = None,
+    name: Optional[str] = None,
+  ):
     """Makes the layer and its variables. The arguments are those of `Conv2D`.
 
     Here `stride` is the upsampling factor. The default initial kernel takes into account that
     only 1 in stride^2 of its taps meets a sample.
     """
-    super().__init__(in_channels, out_channels, kernel_size, stride, use_bias, activation,
-                     kernel_initializer, origin,
-                     fan_in=max(kernel_size / stride, 1)**2 * in_channels, name=name)
+    super().__init__(
+      in_channels,
+      out_channels,
+      kernel_size,
+      stride,
+      use_bias,
+      activation,
+      kernel_initializer,
+      origin,
+      fan_in=max(kernel_size / stride, 1) ** 2 * in_channels,
+      name=name,
+    )
     self.upsample = stride
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
@@ -219,8 +274,12 @@ class Conv2DTranspose(_Convolution):
     pad = [self.origin, max(0, self.kernel_size - self.stride - self.origin)]
     kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
     y = tf.nn.conv2d_transpose(
-        x, kernel, [batch, height * self.stride, width * self.stride, self.out_channels],
-        strides=self.stride, padding=[[0, 0], pad, pad, [0, 0]])
+      x,
+      kernel,
+      [batch, height * self.stride, width * self.stride, self.out_channels],
+      strides=self.stride,
+      padding=[[0, 0], pad, pad, [0, 0]],
+    )
     return self._finish(y)
 
   def macs(self, height: int, width: int) -> int:
@@ -260,7 +319,8 @@ class NonnegativeParameter(tf.Module):
     initial_value = tf.cast(tf.convert_to_tensor(initial_value), tf.float32)
     self._bound = math.sqrt(minimum + _PEDESTAL)
     self.variable = tf.Variable(
-        tf.sqrt(tf.maximum(initial_value + _PEDESTAL, _PEDESTAL)), name=f"reparam_{name}")
+      tf.sqrt(tf.maximum(initial_value + _PEDESTAL, _PEDESTAL)), name=f"reparam_{name}"
+    )
 
   def __call__(self) -> tf.Tensor:
     """The array itself."""
@@ -278,9 +338,14 @@ class GDN(Layer):
     gamma: [channels, channels], from input channel j to output channel i, at least 0.
   """
 
-  def __init__(self, channels: int, inverse: bool = False,
-               beta_init: Union[float, Sequence[float], np.ndarray] = 1.0,
-               gamma_init: Union[float, np.ndarray] = 0.1, name: Optional[str] = None):
+  def __init__(
+    self,
+    channels: int,
+    inverse: bool = False,
+    beta_init: Union[float, Sequence[float], np.ndarray] = 1.0,
+    gamma_init: Union[float, np.ndarray] = 0.1,
+    name: Optional[str] = None,
+  ):
     """Makes the layer and its variables.
 
     Args:
@@ -298,8 +363,9 @@ class GDN(Layer):
     if gamma.ndim == 0:
       gamma = gamma * np.eye(channels, dtype=np.float32)
     if gamma.shape != (channels, channels):
-      raise ValueError(f"gamma_init has shape {gamma.shape}; it must be a number or "
-                       f"({channels}, {channels}).")
+      raise ValueError(
+        f"gamma_init has shape {gamma.shape}; it must be a number or ({channels}, {channels})."
+      )
     with self.name_scope:
       self._beta = NonnegativeParameter(beta, minimum=1e-6, name="beta")
       self._gamma = NonnegativeParameter(gamma, name="gamma")

@@ -57,13 +57,16 @@ def make_transform(name: str, **kwargs: Any) -> Layer:
     TypeError: the transform has no such argument; the message lists its arguments.
   """
   if name not in _REGISTRY:
-    raise ValueError(f"Unknown transform {name!r}.{_hint(name, known_transforms())} "
-                     f"Known: {', '.join(known_transforms())}.")
+    raise ValueError(
+      f"Unknown transform {name!r}.{_hint(name, known_transforms())} "
+      f"Known: {', '.join(known_transforms())}."
+    )
   arguments = [p for p in inspect.signature(_REGISTRY[name]).parameters if p != "name"]
   for key in kwargs:
     if key not in arguments and key != "name":
-      raise TypeError(f"{name} has no argument {key!r}.{_hint(key, arguments)} "
-                      f"Known: {', '.join(arguments)}.")
+      raise TypeError(
+        f"{name} has no argument {key!r}.{_hint(key, arguments)} Known: {', '.join(arguments)}."
+      )
   return _REGISTRY[name](**kwargs)
 
 
@@ -77,8 +80,10 @@ def _per_layer(initializers: KernelInitializers, num_layers: int) -> list[Kernel
   if initializers is None:
     return [None] * num_layers
   if len(initializers) != num_layers:
-    raise ValueError(f"kernel_initializers has {len(initializers)} entries; this transform has "
-                     f"{num_layers} convolutions (None keeps a layer's default).")
+    raise ValueError(
+      f"kernel_initializers has {len(initializers)} entries; this transform has "
+      f"{num_layers} convolutions (None keeps a layer's default)."
+    )
   return list(initializers)
 
 
@@ -94,8 +99,10 @@ class Sequential(Layer):
     super().__init__(name=name)
     for first, second in zip(layers, layers[1:]):
       if first.out_channels != second.in_channels:
-        raise ValueError(f"{type(first).__name__} gives {first.out_channels} channels; "
-                         f"{type(second).__name__} after it takes {second.in_channels}.")
+        raise ValueError(
+          f"{type(first).__name__} gives {first.out_channels} channels; "
+          f"{type(second).__name__} after it takes {second.in_channels}."
+        )
     self.layers = list(layers)
     self.in_channels = layers[0].in_channels
     self.out_channels = layers[-1].out_channels
@@ -147,9 +154,15 @@ class BLS2017Analysis(Sequential):
   x: [B,H,W,3]. Returns [B,H/16,W/16,output_channels]. The last convolution has no bias.
   """
 
-  def __init__(self, num_filters: int = 256, output_channels: Optional[int] = None,
-               kernel_initializers: KernelInitializers = None, gdn_beta_init: float = 1.0,
-               gdn_gamma_init: float = 0.1, name: Optional[str] = None):
+  def __init__(
+    self,
+    num_filters: int = 256,
+    output_channels: Optional[int] = None,
+    kernel_initializers: KernelInitializers = None,
+    gdn_beta_init: float = 1.0,
+    gdn_gamma_init: float = 0.1,
+    name: Optional[str] = None,
+  ):
     """Makes the layers.
 
     Args:
@@ -163,14 +176,18 @@ class BLS2017Analysis(Sequential):
     n = num_filters
     init = _per_layer(kernel_initializers, 3)
     gdn = functools.partial(GDN, n, beta_init=gdn_beta_init, gamma_init=gdn_gamma_init)
-    super().__init__([
+    super().__init__(
+      [
         Conv2D(3, n, 9, 4, kernel_initializer=init[0], name="conv0"),
         gdn(name="gdn0"),
         Conv2D(n, n, 5, 2, kernel_initializer=init[1], name="conv1"),
         gdn(name="gdn1"),
-        Conv2D(n, output_channels or n, 5, 2, use_bias=False, kernel_initializer=init[2],
-               name="conv2"),
-    ], name=name)
+        Conv2D(
+          n, output_channels or n, 5, 2, use_bias=False, kernel_initializer=init[2], name="conv2"
+        ),
+      ],
+      name=name,
+    )
 
 
 @register
@@ -180,10 +197,16 @@ class BLS2017Synthesis(Sequential):
   y: [B,h,w,in_channels]. Returns [B,16h,16w,output_channels].
   """
 
-  def __init__(self, num_filters: int = 256, in_channels: Optional[int] = None,
-               output_channels: int = 3, kernel_initializers: KernelInitializers = None,
-               gdn_beta_init: float = 1.0, gdn_gamma_init: float = 0.1,
-               name: Optional[str] = None):
+  def __init__(
+    self,
+    num_filters: int = 256,
+    in_channels: Optional[int] = None,
+    output_channels: int = 3,
+    kernel_initializers: KernelInitializers = None,
+    gdn_beta_init: float = 1.0,
+    gdn_gamma_init: float = 0.1,
+    name: Optional[str] = None,
+  ):
     """Makes the layers.
 
     Args:
@@ -197,12 +220,16 @@ class BLS2017Synthesis(Sequential):
     """
     n = num_filters
     init = _per_layer(kernel_initializers, 3)
-    igdn = functools.partial(GDN, n, inverse=True, beta_init=gdn_beta_init,
-                             gamma_init=gdn_gamma_init)
-    super().__init__([
+    igdn = functools.partial(
+      GDN, n, inverse=True, beta_init=gdn_beta_init, gamma_init=gdn_gamma_init
+    )
+    super().__init__(
+      [
         Conv2DTranspose(in_channels or n, n, 5, 2, kernel_initializer=init[0], name="conv0"),
         igdn(name="igdn0"),
         Conv2DTranspose(n, n, 5, 2, kernel_initializer=init[1], name="conv1"),
         igdn(name="igdn1"),
         Conv2DTranspose(n, output_channels, 9, 4, kernel_initializer=init[2], name="conv2"),
-    ], name=name)
+      ],
+      name=name,
+    )

@@ -1,0 +1,150 @@
+"""The contract that every codec fulfils, and the types that travel through it.
+
+Images at the interface are uint8 [H, W, 3]; inside, batches are float32 [B, H, W, 3] in 0..255.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Callable, NamedTuple, Optional, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+
+class Latent(NamedTuple):
+  """One latent tensor as the encoder infers it.
+
+  Attributes:
+    loc: [B, h, w, C] float32, the (mean of the) latent before quantization.
+    log_scale: [B, h, w, C] float32, log standard deviation of its posterior; None where the
+      encoder is deterministic.
+  """
+
+  loc: tf.Tensor
+  log_scale: Optional[tf.Tensor] = None
+
+
+# By name, "y" and, with a hyperprior, "z".
+Latents = dict[str, Latent]
+
+
+class Quantized(NamedTuple):
+  """What a quantizer makes of a latent; both [B, h, w, C] float32.
+
+  Attributes:
+    rate: The prior's likelihood is evaluated here.
+    decode: The synthesis gets this.
+  """
+
+  rate: tf.Tensor
+  decode: tf.Tensor
+
+
+class Quantizer(Protocol):
+  """Quantizes the latent `name` around `offset` (a prior's mean or quantization offset, [C] or
+  the latent's shape): grid points are the integers plus the offset."""
+
+  def __call__(self, name: str, loc: tf.Tensor, offset: tf.Tensor) -> Quantized: ...  # noqa: D102
+
+
+class Coded(NamedTuple):
+  """Latents after quantization, and what they cost.
+
+  Attributes:
+    decode: What the synthesis gets, by latent name.
+    bits: Negative log2 likelihood by latent name, each [B] float32: one number an image.
+  """
+
+  decode: dict[str, tf.Tensor]
+  bits: dict[str, tf.Tensor]
+
+
+class Codec(abc.ABC):
+  """Turns a picture into bytes, and those bytes alone back into a picture."""
+
+  @abc.abstractmethod
+  def compress(self, image: np.ndarray) -> bytes:
+    """`image`: uint8 [H, W, 3], any size from 1x1. Returns the whole file."""
+
+  @abc.abstractmethod
+  def decompress(self, data: bytes) -> np.ndarray:
+    """Returns uint8 [H, W, 3].
+
+    Raises:
+      common.bitstream.BitstreamError: The data is damaged, truncated, hostile, or was made by
+        another model. Never a wrong picture.
+    """
+
+
+class Stage(NamedTuple):
+  """A named part of a codec, for FLOPs and timing.
+
+  Attributes:
+    layers: What `common.profiling` counts.
+    resolution: Image pixels along a side per position of the stage's input.
+  """
+
+  layers: tf.Module
+  resolution: int
+
+
+class TrainableCodec(Codec, tf.Module):
+  """A codec with an encoder, a prior and a decoder that are trained.
+
+  A subclass gives `downsample_factor`, `infer`, `code`, `synthesize`, `pack`, `unpack` and
+  `stages`; `common.rd` combines them, `compress` and `decompress` follow.
+  """
+
+  @property
+  @abc.abstractmethod
+  def downsample_factor(self) -> int:
+    """Padded image sides are multiples of this; derived from the transforms."""
+
+  @abc.abstractmethod
+  def infer(self, x: tf.Tensor) -> Latents:
+    """`x`: [B, H, W, 3] float32 in 0..255, sides multiples of `downsample_factor`."""
+
+  @abc.abstractmethod
+  def code(self, latents: Latents, quantizer: Quantizer) -> Coded:
+    """Quantizes the latents and evaluates the prior. Differentiable in both."""
+
+  @abc.abstractmethod
+  def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """From `Coded.decode` to pixels: [B, H, W, 3] float32, about 0..255, not rounded."""
+
+  @abc.abstractmethod
+  def prepare(self) -> None:
+    """Builds the coding tables from the prior as it is now; call it after a restore.
+
+    `pack`, `unpack` and rounding quantizers need it; training does not.
+    """
+
+  @abc.abstractmethod
+  def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
+    """Rounds the latents of one image (B = 1) of `size` (height, width) and codes them: a file."""
+
+  @abc.abstractmethod
+  def unpack(self, data: bytes) -> tuple[dict[str, tf.Tensor], tuple[int, int]]:
+    """The inverse of `pack`: exactly the values that rounding gave, and (height, width)."""
+
+  @abc.abstractmethod
+  def stages(self) -> dict[str, Stage]:
+    """Named stages ("f" analysis, "g" synthesis, ...) for `common.profiling`."""
+
+  def compress(self, image: np.ndarray) -> bytes:
+    """See `Codec.compress`: `pack(infer(pad(image)))`."""
+    from common import rd  # Lazy: rd imports this module.
+
+    x = rd.to_batch(image)
+    return self.pack(rd.infer(self, x), (image.shape[0], image.shape[1]))
+
+  def decompress(self, data: bytes) -> np.ndarray:
+    """See `Codec.decompress`."""
+    from common import rd  # Lazy: rd imports this module.
+
+    decode, size = self.unpack(data)
+    return rd.to_image(rd.synthesize(self, decode, size))
+
+
+# What an entry point hands to the loops: from `model_config` to an untrained codec.
+BuildCodec = Callable[[Mapping], TrainableCodec]

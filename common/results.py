@@ -1,0 +1,215 @@
+"""The results' schema: one JSON file a run, data set, mode and step; records of each image.
+
+    <results_dir>/<dataset>/<mode>/<family>-<runname>-step=<n>-xid=<xid>-wid=<wid>.json
+
+Facts are read from the file's content, never back out of its name.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
+
+from common import hyper, runs
+
+SCHEMA_VERSION = 1
+
+# How the rate was got: files that were measured, likelihoods, optimised latents in files.
+MODES = ("bitstream", "estimated", "itinf", "vbq")
+
+
+class ResultError(ValueError):
+  """A results file is missing, damaged or of another version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRecord:
+  """One image's measurements.
+
+  Attributes:
+    image: File name of the image.
+    num_pixels: Height x width.
+    num_bytes: Bytes of the whole compressed file; None where only the estimate was made.
+    bpp: 8 * num_bytes / num_pixels, or the estimate where there is no file. Bits per pixel.
+    bpp_estimated: Negative log2 likelihood a pixel; None for codecs without one.
+    psnr_db: Peak signal-to-noise ratio of uint8 images, peak 255. `math.inf` is stored as None.
+    msssim: Multi-scale structural similarity in 0..1.
+    msssim_scales: How many scales it was computed with (5 unless the image is small).
+    lpips: LPIPS (AlexNet, 0.1), or None where it was not computed.
+    mse: Mean squared error on the 0..255 scale.
+    seconds_encode: Wall time from uint8 pixels to bytes.
+    seconds_decode: Wall time from bytes to uint8 pixels.
+  """
+
+  image: str
+  num_pixels: int
+  num_bytes: Optional[int]
+  bpp: float
+  bpp_estimated: Optional[float]
+  psnr_db: Optional[float]
+  msssim: Optional[float]
+  msssim_scales: Optional[int]
+  lpips: Optional[float]
+  mse: float
+  seconds_encode: Optional[float]
+  seconds_decode: Optional[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFile:
+  """One run measured on one data set.
+
+  Attributes:
+    run: family, xid, wid, runname, commit, dirty, workdir; `label` names the curve it lies on.
+    config: The run's whole config (a classical codec's settings).
+    overrides: What its sweep and command line changed.
+    step: Training step of the weights; 0 for codecs that are not trained.
+    dataset: name, images (file names in order) and hash (SHA-256 over the pictures' pixels).
+    mode: One of MODES.
+    records: One a picture.
+    profile: FLOPs a pixel, parameters and seconds a stage, where they were asked for.
+  """
+
+  run: dict[str, Any]
+  config: dict[str, Any]
+  overrides: dict[str, Any]
+  step: int
+  dataset: dict[str, Any]
+  mode: str
+  records: tuple[EvalRecord, ...]
+  profile: Optional[dict[str, Any]] = None
+  schema_version: int = SCHEMA_VERSION
+
+  def mean(self, field: str) -> Optional[float]:
+    """Mean over images of a record's field (infinite PSNR left out); None where none has it."""
+    values = [getattr(r, field) for r in self.records]
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(known) / len(known) if known else None
+
+
+def result_path(
+  results_dir: runs.PathLike, dataset: str, mode: str, run: dict[str, Any], step: int
+) -> pathlib.Path:
+  """Where a run's results on a data set lie."""
+  if mode not in MODES:
+    raise ResultError(f"Unknown mode {mode!r}. Known: {', '.join(MODES)}.")
+  runname = hyper.safe_name(str(run["runname"]))
+  name = f"{run['family']}-{runname}-step={step}-xid={run['xid']}-wid={run['wid']}.json"
+  return pathlib.Path(results_dir) / hyper.safe_name(dataset) / mode / name
+
+
+def write(results_dir: runs.PathLike, result: ResultFile) -> pathlib.Path:
+  """Writes a results file whole; returns its path."""
+  path = result_path(results_dir, result.dataset["name"], result.mode, result.run, result.step)
+  runs.write_json(path, dataclasses.asdict(result))
+  return path
+
+
+def read(path: runs.PathLike) -> ResultFile:
+  """Reads a results file.
+
+  Raises:
+    ResultError: It is damaged, or of a schema version that this code does not read.
+  """
+  try:
+    record = runs.read_json(path)
+    version = record["schema_version"]
+    if version != SCHEMA_VERSION:
+      raise ResultError(
+        f"{path}: schema version {version!r}; this code reads {SCHEMA_VERSION}. Evaluate anew."
+      )
+    record["records"] = tuple(EvalRecord(**r) for r in record["records"])
+    return ResultFile(**record)
+  except ResultError:
+    raise
+  except (runs.RunError, KeyError, TypeError) as e:
+    raise ResultError(f"{path} is not a results file ({e}).") from e
+
+
+@dataclasses.dataclass(frozen=True)
+class RDCurve:
+  """A rate-distortion curve.
+
+  Attributes:
+    label: For the legend.
+    bpp: Mean bits per pixel of each point, increasing.
+    psnr_db: Mean PSNR of each point.
+    source: Where it comes from: a results mode ("bitstream", ...) or a publication.
+    group: What makes one colour: family and xid of an experiment, or a codec's name.
+    msssim_db: -10 log10(1 - mean MS-SSIM) of each point, where known.
+    lpips: Mean LPIPS of each point, where known.
+  """
+
+  label: str
+  bpp: tuple[float, ...]
+  psnr_db: tuple[float, ...]
+  source: str
+  group: str = ""
+  msssim_db: Optional[tuple[float, ...]] = None
+  lpips: Optional[tuple[float, ...]] = None
+
+
+def msssim_to_db(msssim: float) -> float:
+  """MS-SSIM in 0..1 as decibels: -10 log10(1 - v); 1 gives infinity."""
+  return math.inf if msssim >= 1 else -10 * math.log10(1 - msssim)
+
+
+def find(
+  results_dir: runs.PathLike, dataset: str, modes: Sequence[str] = MODES
+) -> list[pathlib.Path]:
+  """The results files of a data set, in order; experiments whose name starts with `_` left out."""
+  found: list[pathlib.Path] = []
+  for mode in modes:
+    folder = pathlib.Path(results_dir) / hyper.safe_name(dataset) / mode
+    found += sorted(p for p in folder.glob("*.json") if not p.name.startswith("_"))
+  return found
+
+
+def curves(result_files: Iterable[ResultFile]) -> list[RDCurve]:
+  """Groups results into curves: one an experiment, mode and label; one point a run, by rate.
+
+  Where a run was evaluated at several steps, its last step counts.
+  """
+  newest: dict[tuple[Any, ...], ResultFile] = {}
+  for result in result_files:
+    if str(result.run["xid"]).startswith("_"):
+      continue
+    key = (
+      result.run["family"],
+      result.run["xid"],
+      result.mode,
+      result.run["wid"],
+      result.run["runname"],
+    )
+    if key not in newest or newest[key].step < result.step:
+      newest[key] = result
+  groups: dict[tuple[Any, ...], list[ResultFile]] = {}
+  for (family, xid, mode, _, _), result in newest.items():
+    groups.setdefault((family, xid, mode), []).append(result)
+  return [
+    _curve(key, members) for key, members in sorted(groups.items(), key=lambda kv: str(kv[0]))
+  ]
+
+
+def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
+  family, xid, mode = key
+  points = []
+  for r in members:
+    bpp, psnr = r.mean("bpp"), r.mean("psnr_db")
+    if bpp is not None and psnr is not None:
+      msssim, lpips = r.mean("msssim"), r.mean("lpips")
+      points.append((bpp, psnr, None if msssim is None else msssim_to_db(msssim), lpips))
+  points.sort(key=lambda p: p[:2])
+  label = members[0].run.get("label") or f"{family} {xid}"
+  has_msssim = all(p[2] is not None for p in points)
+  has_lpips = all(p[3] is not None for p in points)
+  return RDCurve(
+    label=label if mode == "bitstream" else f"{label} ({mode})",
+    bpp=tuple(p[0] for p in points),
+    psnr_db=tuple(p[1] for p in points),
+    source=mode,
+    group=f"{family}-{xid}",
+    msssim_db=tuple(p[2] for p in points) if has_msssim else None,  # type: ignore[misc]
+    lpips=tuple(p[3] for p in points) if has_lpips else None,  # type: ignore[misc]
+  )

@@ -1,0 +1,392 @@
+"""Run directories: the one class that knows every path of a run, and atomic writes.
+
+<experiments_dir>/<xid>/                     an experiment: one sweep
+  experiment.json                            the command, the commit, the launcher's options
+  wid=<N>-<runname>/                         a run: one work unit
+    work_unit.json  environment.json  state.json  lock  log.txt
+    checkpoints/step-<n>/  metrics.jsonl  tensorboard/  images/
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any, Optional, Union
+
+from common import hyper
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+# A run's states. DONE is written by the task's own end mark, never inferred.
+STATES = (
+  "PENDING", "RUNNING", "REQUEUED", "DONE", "FAILED", "TIMEOUT", "CANCELLED", "LOST",
+)  # fmt: skip
+
+# A task that was told to stop, saved its state and wants to go on later exits with this code.
+EXIT_RESUME = 75
+
+SCHEMA_VERSION = 1
+
+
+class RunError(RuntimeError):
+  """A run directory cannot be used as asked; the message names the fix."""
+
+
+def atomic_write(path: PathLike, data: Union[str, bytes]) -> None:
+  """Writes a file whole or not at all: temporary file, fsync, rename; parents are made."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = data.encode() if isinstance(data, str) else data
+  descriptor, temporary = tempfile.mkstemp(
+    dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp"
+  )
+  try:
+    with os.fdopen(descriptor, "wb") as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    pathlib.Path(temporary).chmod(0o666 & ~umask)
+    pathlib.Path(temporary).replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      pathlib.Path(temporary).unlink()
+    raise
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """`atomic_write` of indented JSON. NaN is refused: it is not JSON."""
+  atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+  """Reads JSON.
+
+  Raises:
+    RunError: The file is missing or is not JSON; the message names it.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text())
+  except FileNotFoundError as e:
+    raise RunError(f"No such record: {str(path)!r}.") from e
+  except ValueError as e:
+    raise RunError(f"Record {str(path)!r} is not JSON ({e}); it was damaged or edited.") from e
+
+
+def append_jsonl(path: PathLike, record: dict[str, Any]) -> None:
+  """Appends one line; a torn last line (from a kill or a full disk) is closed off first."""
+  path = pathlib.Path(path)
+  line = json.dumps(record) + "\n"
+  with path.open("ab+") as f:
+    f.seek(0, os.SEEK_END)
+    if f.tell():
+      f.seek(-1, os.SEEK_END)
+      if f.read(1) != b"\n":
+        line = "\n" + line
+    f.write(line.encode())
+
+
+def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
+  """The whole records of a JSON-lines file; torn lines are passed over."""
+  records = []
+  with contextlib.suppress(FileNotFoundError):
+    for line in pathlib.Path(path).read_text(errors="replace").splitlines():
+      with contextlib.suppress(ValueError):
+        records.append(json.loads(line))
+  return records
+
+
+def new_xid(experiments_dir: PathLike) -> str:
+  """Claims an experiment id: the time as digits, unique in `experiments_dir` (made by the call)."""
+  folder = pathlib.Path(experiments_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  while True:
+    xid = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
+    try:
+      (folder / xid).mkdir()
+      return xid
+    except FileExistsError:
+      time.sleep(0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+  """One run's directory. Every path of a run is asked of this class."""
+
+  path: pathlib.Path
+
+  @classmethod
+  def of(cls, experiments_dir: PathLike, xid: str, unit: hyper.WorkUnit) -> "RunDir":
+    """Where a work unit of experiment `xid` lives: `<xid>/wid=<N>-<runname>`."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", xid) or xid in (".", ".."):
+      raise RunError(f"--xid={xid!r}: letters, digits, '_', '.' and '-' only.")
+    folder = pathlib.Path(experiments_dir).absolute() / xid
+    return cls(folder / f"wid={unit.wid}-{unit.runname}")
+
+  @classmethod
+  def open(cls, path: PathLike) -> "RunDir":
+    """An existing run directory.
+
+    Raises:
+      RunError: There is no such directory, or no run in it.
+    """
+    run = cls(pathlib.Path(path).absolute())
+    if not run.path.is_dir():
+      raise RunError(f"No run directory {str(path)!r}.")
+    if not run.work_unit_file.is_file():
+      inside = sorted(p.name for p in run.path.glob("wid=*"))
+      hint = f" It is an experiment with the runs {', '.join(inside)}: name one." if inside else ""
+      raise RunError(
+        f"{str(path)!r} holds no {run.work_unit_file.name}: not a run directory.{hint}"
+      )
+    return run
+
+  @property
+  def xid(self) -> str:
+    """The experiment's id."""
+    return str(self.read_record()["xid"])
+
+  @property
+  def work_unit_file(self) -> pathlib.Path:
+    """What this run is: xid, work unit, schema version."""
+    return self.path / "work_unit.json"
+
+  @property
+  def environment_file(self) -> pathlib.Path:
+    """Machine, packages and commit of each start, newest last."""
+    return self.path / "environment.json"
+
+  @property
+  def state_file(self) -> pathlib.Path:
+    """The run's state: state, step, time, pid, host, reason."""
+    return self.path / "state.json"
+
+  @property
+  def lock_file(self) -> pathlib.Path:
+    """Held (flock) by the process that writes this run."""
+    return self.path / "lock"
+
+  @property
+  def log_file(self) -> pathlib.Path:
+    """The task's standard output and error, all attempts."""
+    return self.path / "log.txt"
+
+  @property
+  def metrics_file(self) -> pathlib.Path:
+    """JSON lines, one record a logging step."""
+    return self.path / "metrics.jsonl"
+
+  @property
+  def checkpoints_dir(self) -> pathlib.Path:
+    """One folder a checkpoint."""
+    return self.path / "checkpoints"
+
+  @property
+  def tensorboard_dir(self) -> pathlib.Path:
+    """TensorBoard event files."""
+    return self.path / "tensorboard"
+
+  @property
+  def images_dir(self) -> pathlib.Path:
+    """Original/reconstruction pairs as PNG."""
+    return self.path / "images"
+
+  def create(self, unit: hyper.WorkUnit, xid: str) -> None:
+    """Makes the directory and its record, or checks that it holds the same work unit already.
+
+    Raises:
+      RunError: The directory holds another config; the message names what differs.
+    """
+    record = {"schema_version": SCHEMA_VERSION, "xid": xid, "work_unit": unit.to_json()}
+    if self.work_unit_file.is_file():
+      there = self.read_work_unit()
+      if there.config != unit.config or there.family != unit.family or there.task != unit.task:
+        changed = differences(there.config, unit.config)
+        raise RunError(
+          f"{self.path} holds another config (differs in: {', '.join(changed) or 'family, task'}). "
+          f"Resume it as it is with --workdir={self.path}, or choose another --xid."
+        )
+      return
+    others = [p for p in self.path.parent.glob(f"wid={unit.wid}-*") if p != self.path]
+    if others:
+      raise RunError(
+        f"Experiment {xid} already has a run with wid {unit.wid}: {others[0].name}. "
+        "Choose another --wid or --xid."
+      )
+    write_json(self.work_unit_file, record)
+    self.write_state("PENDING")
+
+  def read_record(self) -> dict[str, Any]:
+    """The whole `work_unit.json`."""
+    record = read_json(self.work_unit_file)
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+      raise RunError(
+        f"{self.work_unit_file} has schema version {version!r}; this code reads {SCHEMA_VERSION}. "
+        "Use the code that wrote it (its commit is in environment.json)."
+      )
+    return record
+
+  def read_work_unit(self) -> hyper.WorkUnit:
+    """The run's work unit."""
+    return hyper.WorkUnit.from_json(self.read_record()["work_unit"])
+
+  def write_state(self, state: str, **facts: Any) -> None:
+    """Records the run's state, whole; facts given before are kept unless given anew."""
+    if state not in STATES:
+      raise ValueError(f"Unknown state {state!r}. Known: {', '.join(STATES)}.")
+    record = self.read_state()
+    if state != record.get("state"):
+      record.pop("reason", None)
+    record.update(facts, state=state, time=time.time())
+    write_json(self.state_file, record)
+
+  def read_state(self) -> dict[str, Any]:
+    """The state record; empty where none was written."""
+    try:
+      record = read_json(self.state_file)
+    except RunError:
+      return {}
+    return record if isinstance(record, dict) else {}
+
+  def write_environment(self) -> None:
+    """Appends this start's machine, Python packages and commit to `environment.json`."""
+    history: list[Any] = []
+    with contextlib.suppress(RunError):
+      history = read_json(self.environment_file)
+    history.append({"time": time.time(), "argv": sys.argv, **environment()})
+    write_json(self.environment_file, history)
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Holds the run's lock.
+
+    Raises:
+      RunError: Another process holds it; the message names that process.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    with self.lock_file.open("a+") as f:
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as e:
+        if e.errno not in (errno.EAGAIN, errno.EACCES):
+          raise
+        f.seek(0)
+        raise RunError(
+          f"{self.path} is being written by {f.read().strip() or 'another process'}. "
+          "Wait for it or stop it; two processes never share a run directory."
+        ) from e
+      f.truncate(0)
+      f.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
+      f.flush()
+      try:
+        yield
+      finally:
+        f.truncate(0)
+
+
+def find_runs(pattern: str) -> list[RunDir]:
+  """The run directories that match a glob, in order of wid; experiments give all their runs.
+
+  Raises:
+    RunError: Nothing matches; the message says what was looked for.
+  """
+  import glob
+
+  found = []
+  for name in glob.glob(str(pathlib.Path(pattern).expanduser())):  # noqa: PTH207
+    path = pathlib.Path(name)
+    candidates = [path, *path.glob("wid=*"), *path.glob("*/wid=*")]
+    found += [RunDir(p.absolute()) for p in candidates if (p / "work_unit.json").is_file()]
+  if not found:
+    raise RunError(
+      f"No run directory matches {pattern!r}. A run directory holds work_unit.json, "
+      "for example train_xms/<xid>/wid=0-<runname>; quote the glob for the shell."
+    )
+  unique = {run.path: run for run in found}
+
+  def order(run: RunDir) -> Any:
+    match = re.match(r"wid=(\d+)", run.path.name)
+    return (str(run.path.parent), int(match.group(1)) if match else -1, run.path.name)
+
+  return sorted(unique.values(), key=order)
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+  """Dotted keys at which two nested dicts differ."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    found: list[str] = []
+    for key in sorted(set(a) | set(b)):
+      where = f"{prefix}.{key}" if prefix else key
+      if key not in a or key not in b:
+        found.append(where)
+      else:
+        found += differences(a[key], b[key], where)
+    return found
+  return [] if a == b else [prefix]
+
+
+def environment() -> dict[str, Any]:
+  """Facts about this process's machine, interpreter, packages and code."""
+  from importlib import metadata
+
+  import configs
+
+  packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+  return {
+    "host": socket.gethostname(),
+    "platform": platform.platform(),
+    "cpu": _cpu_name(),
+    "num_cpus": os.cpu_count(),
+    "python": platform.python_version(),
+    "packages": dict(sorted(packages.items())),
+    "cwd": str(pathlib.Path.cwd()),
+    **git_state(configs.PROJECT_DIR),
+  }
+
+
+def _cpu_name() -> str:
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith("model name"):
+        return line.split(":", 1)[1].strip()
+  return platform.processor()
+
+
+def git_state(folder: PathLike) -> dict[str, Any]:
+  """`{"commit": hash or None, "dirty": bool or None}` of a checkout; None outside of one."""
+
+  def git(*args: str) -> Optional[str]:
+    if shutil.which("git") is None:
+      return None
+    done = subprocess.run(
+      ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else None
+
+  commit = git("rev-parse", "HEAD")
+  status = git("status", "--porcelain")
+  return {
+    "commit": commit.strip() if commit else None,
+    "dirty": bool(status.strip()) if status is not None else None,
+  }
+
+
+def unique_id() -> str:
+  """A short random id, for temporary names."""
+  return uuid.uuid4().hex[:12]
