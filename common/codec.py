@@ -4,8 +4,8 @@ Images at the interface are uint8 [H, W, 3]; inside, batches are float32 [B, H, 
 """
 
 import abc
-from collections.abc import Mapping
-from typing import Callable, NamedTuple, Optional, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -88,6 +88,13 @@ class Stage(NamedTuple):
   resolution: int
 
 
+class _Graphs:
+  """Holds compiled functions where neither checkpoints nor tf.Module look for variables."""
+
+  def __init__(self) -> None:
+    self.functions: dict[str, Callable[..., Any]] = {}
+
+
 class TrainableCodec(Codec, tf.Module):
   """A codec with an encoder, a prior and a decoder that are trained.
 
@@ -130,6 +137,45 @@ class TrainableCodec(Codec, tf.Module):
   @abc.abstractmethod
   def stages(self) -> dict[str, Stage]:
     """Named stages ("f" analysis, "g" synthesis, ...) for `common.profiling`."""
+
+  @property
+  def prior_variables(self) -> Sequence[tf.Variable]:
+    """The trainable variables of the entropy model: they may get a learning rate of their own."""
+    return ()
+
+  def calibrate(self, x: tf.Tensor) -> None:
+    """Fits initial values to data, once, before the first step; by default nothing.
+
+    `x`: [B, H, W, 3] float32 in 0..255, a batch of training crops.
+    """
+
+  @property
+  def fingerprint(self) -> bytes:
+    """Identifies what decodes this codec's files: synthesis weights and coding tables."""
+    if self._fingerprint is None:
+      raise RuntimeError("No coding tables yet: call prepare() after building or restoring.")
+    return self._fingerprint
+
+  _fingerprint: Optional[bytes] = None
+
+  def graph(self, method: str) -> Callable[..., Any]:
+    """`infer` or `synthesize` as one compiled function that serves images of every size."""
+    graphs = self.__dict__.setdefault("_graphs", _Graphs())
+    if method not in graphs.functions:
+      function = tf.function(getattr(self, method))
+
+      def call(argument: Any) -> Any:
+        # One trace for every size: batch, height and width stay open, the channels are fixed.
+        key = f"{method} trace"
+        if key not in graphs.functions:
+          spec = tf.nest.map_structure(
+            lambda t: tf.TensorSpec([None, None, None, t.shape[3]], t.dtype), argument
+          )
+          graphs.functions[key] = function.get_concrete_function(spec)
+        return graphs.functions[key](argument)
+
+      graphs.functions[method] = call
+    return graphs.functions[method]
 
   def compress(self, image: np.ndarray) -> bytes:
     """See `Codec.compress`: `pack(infer(pad(image)))`."""

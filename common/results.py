@@ -99,6 +99,11 @@ def result_path(
   return pathlib.Path(results_dir) / hyper.safe_name(dataset) / mode / name
 
 
+def as_dict(record: EvalRecord) -> dict[str, Any]:
+  """A record's fields by name."""
+  return dataclasses.asdict(record)
+
+
 def write(results_dir: runs.PathLike, result: ResultFile) -> pathlib.Path:
   """Writes a results file whole; returns its path."""
   path = result_path(results_dir, result.dataset["name"], result.mode, result.run, result.step)

@@ -1,0 +1,279 @@
+"""The command lines of the entry points: train, itinf and eval of every family.
+
+Nothing here imports TensorFlow before the command line has been checked.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
+
+from absl import flags as absl_flags
+
+import configs
+from common import flags, hyper, runs
+from common.job import Interrupted, Job
+
+_LOG = logging.getLogger(__name__)
+
+# What an entry point gives: checks a config by building its codec, and runs the job.
+RunJob = Callable[[Job], Any]
+CheckConfig = Callable[[Any], None]
+
+
+def process_start() -> float:
+  """time.time() at which this process started (Linux; elsewhere about now)."""
+  try:
+    fields = pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+    boot = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    return time.time() - boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+  except (OSError, IndexError, ValueError):
+    return time.time()
+
+
+def main(
+  family: str,
+  task: str,
+  run_job: RunJob,
+  check: CheckConfig,
+  argv: Optional[Sequence[str]] = None,
+) -> None:
+  """Runs `python -m <family>.<task>` and exits.
+
+  Args:
+    family: The entropy-model folder.
+    task: "train" or "itinf".
+    run_job: The loop.
+    check: Raises ValueError or TypeError for a config that cannot run; called before anything is
+      written.
+    argv: Arguments; default sys.argv[1:].
+
+  Exit codes: 0 done; 1 failed, state FAILED with the reason; 2 the command line or config is
+  wrong, nothing was written; 75 asked to stop, state saved.
+  """
+  sys.exit(_main(family, task, run_job, check, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(family: str, task: str, run_job: RunJob, check: CheckConfig, argv: list[str]) -> int:
+  began = process_start()
+  try:
+    values, config_file, overrides = flags.parse(argv, _define_flags(task), _usage(family, task))
+    unit, run = _resolve(family, task, values, config_file, overrides)
+    if run is not None and run.read_state().get("state") == "DONE":
+      run.create(unit, run.path.parent.name)  # Says so if another config lies there.
+      print(f"{run.path} is DONE already. For another run choose another --xid.")
+      return 0
+    set_up_process()
+    check(hyper.to_config(unit.config))
+    if run is None:
+      run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
+    run.create(unit, run.path.parent.name)
+  except (flags.UsageError, hyper.ConfigError, runs.RunError, ValueError, TypeError, OSError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 2
+  job = Job(unit, run, began)
+  job.handle_signals()
+  try:
+    with run.locked():
+      return _run_locked(job, run_job)
+  except runs.RunError as e:  # Another process holds the lock: the state is not ours to touch.
+    print(f"Error: {e}", file=sys.stderr)
+    return 2
+
+
+def _run_locked(job: Job, run_job: RunJob) -> int:
+  run, unit = job.run, job.unit
+  again = f"python -m {unit.family}.{unit.task} --workdir '{run.path}'"
+  start_logging(run)
+  try:
+    run.write_environment()
+    job.running(num_steps=int(job.config.train_eval_config.num_steps))
+    _LOG.info("Run directory: %s", run.path)
+    run_job(job)
+  except Interrupted as e:
+    run.write_state("REQUEUED", step=e.step, reason="asked to stop; the state is saved")
+    _LOG.info("%s Go on with: %s", e, again)
+    return runs.EXIT_RESUME
+  except KeyboardInterrupt:
+    run.write_state("CANCELLED", reason="interrupted")
+    return 130
+  except Exception as e:
+    run.write_state("FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
+    _LOG.exception("Failed. What was saved stays. After the fix: %s", again)
+    return 1
+  _LOG.info("Done: %s", run.path)
+  return 0
+
+
+def set_up_process() -> None:
+  """Threads as the launcher wants them (NTC_NUM_THREADS), and quiet TensorFlow logs."""
+  import tensorflow as tf
+
+  tf.get_logger().setLevel("ERROR")
+  threads = os.environ.get("NTC_NUM_THREADS")
+  if threads:
+    tf.config.threading.set_intra_op_parallelism_threads(int(threads))
+    tf.config.threading.set_inter_op_parallelism_threads(max(1, int(threads)))
+  for gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def start_logging(run: Optional[runs.RunDir] = None) -> None:
+  """Logs to standard error and, outside of a supervisor, to the run's log file."""
+  root = logging.getLogger()
+  root.setLevel(logging.INFO)
+  for handler in list(root.handlers):
+    root.removeHandler(handler)
+  form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
+  handlers: list[logging.Handler] = [logging.StreamHandler()]
+  # Under a supervisor standard error is the log file already.
+  if run is not None and not os.environ.get("NTC_SUPERVISED"):
+    handlers.append(logging.FileHandler(run.log_file))
+  for handler in handlers:
+    handler.setFormatter(form)
+    root.addHandler(handler)
+
+
+def _define_flags(task: str) -> Callable[[absl_flags.FlagValues], None]:
+  def define(values: absl_flags.FlagValues) -> None:
+    default = configs.ITINF_DIR if task == "itinf" else configs.TRAIN_DIR
+    absl_flags.DEFINE_string(
+      "config", None, "Config file, or FILE:VARIANT such as bls2017.py:tiny.", flag_values=values
+    )
+    absl_flags.DEFINE_integer(
+      "wid", None, "Run this setting of the config's sweep (0, 1, ...). Default: the config as it "
+      "stands, as wid 0.", flag_values=values,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+      "xid", None, "Experiment id. Default: the time. With the same --xid a run is resumed.",
+      flag_values=values,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+      "experiments_dir", str(default), "Where experiments lie.", flag_values=values
+    )
+    absl_flags.DEFINE_string(
+      "workdir", None, "Start or resume the run that is recorded in this directory; then no "
+      "--config.", flag_values=values,
+    )  # fmt: skip
+
+  return define
+
+
+def _usage(family: str, task: str) -> str:
+  verb = "Trains one run" if task == "train" else "Optimises the latents of a data set's images"
+  return (
+    f"{verb} of the family {family!r}.\n\n"
+    f"  python -m {family}.{task} --config {family}/configs/FILE.py[:tiny] "
+    "[--wid N] [--config.key=value ...]\n"
+    f"  python -m {family}.{task} --workdir RUN_DIR      (resume)"
+  )
+
+
+def _resolve(
+  family: str,
+  task: str,
+  values: absl_flags.FlagValues,
+  config_file: Optional[hyper.ConfigFile],
+  overrides: dict[str, Any],
+) -> tuple[hyper.WorkUnit, Optional[runs.RunDir]]:
+  """The work unit and its directory; None where the experiment's id is still to be claimed."""
+  if values.workdir is not None:
+    if config_file is not None or values.wid is not None or values.xid is not None:
+      raise flags.UsageError(
+        "--workdir holds the run's config: it goes without --config, --wid and --xid."
+      )
+    run = runs.RunDir.open(values.workdir)
+    unit = run.read_work_unit()
+    if (unit.family, unit.task) != (family, task):
+      raise flags.UsageError(
+        f"{values.workdir} is a run of {unit.family}.{unit.task}: "
+        f"python -m {unit.family}.{unit.task} --workdir ..."
+      )
+    return unit, run
+  if config_file is None:
+    raise flags.UsageError(
+      f"Name a config (--config {family}/configs/FILE.py) or a run (--workdir DIR); see --help."
+    )
+  unit = hyper.make_work_unit(config_file, family, task, values.wid, overrides)
+  if values.xid is None:
+    return unit, None
+  return unit, runs.RunDir.of(values.experiments_dir, values.xid, unit)
+
+
+def eval_main(
+  family: str, evaluate: Callable[..., Any], argv: Optional[Sequence[str]] = None
+) -> None:
+  """Evaluates a run and exits: 0 done, 1 failed, 2 the command line is wrong.
+
+  `evaluate` is called with the arguments of `eval_lib.evaluate`.
+  """
+  sys.exit(_eval_main(family, evaluate, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _define_eval_flags(values: absl_flags.FlagValues) -> None:
+  text = absl_flags.DEFINE_string
+  text("workdir", None, "The run to evaluate.", flag_values=values)
+  text("dataset", None, "A name in configs.py, a folder, a glob or an image.", flag_values=values)
+  absl_flags.DEFINE_enum(
+    "mode", "bitstream", ["bitstream", "estimated"], "Measure files, or estimate their size.",
+    flag_values=values,
+  )  # fmt: skip
+  absl_flags.DEFINE_integer(
+    "step", None, "Evaluate this checkpoint; default the newest.", flag_values=values
+  )
+  text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
+  absl_flags.DEFINE_bool(
+    "skip_existing", True, "Leave existing results of the same pictures.", flag_values=values
+  )
+  text("save_dir", None, "Write decoded pictures and files here.", flag_values=values)
+  text("job_dir", None, "Where a launcher reads this job's state.", flag_values=values)
+
+
+def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> int:
+  usage = (
+    f"Measures a run of the family {family!r} on a data set, in bytes of real files.\n\n"
+    f"  python -m {family}.eval --workdir train_xms/<xid>/wid=<N>-<runname> --dataset kodak"
+  )
+  try:
+    values, _, _ = flags.parse(argv, _define_eval_flags, usage, allow_config=False)
+    for name in ("workdir", "dataset"):
+      if values[name].value is None:
+        raise flags.UsageError(f"--{name} is needed; see --help.")
+    run = runs.RunDir.open(values.workdir)
+    unit = run.read_work_unit()
+    if unit.family != family or unit.task != "train":
+      raise flags.UsageError(
+        f"{values.workdir} is a run of {unit.family}.{unit.task}"
+        + (f": python -m {unit.family}.eval" if unit.task == "train" else "; name a training run.")
+      )
+    set_up_process()
+  except (flags.UsageError, hyper.ConfigError, runs.RunError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 2
+  start_logging()
+  job_dir = runs.RunDir(pathlib.Path(values.job_dir).absolute()) if values.job_dir else None
+  if job_dir is not None:
+    job_dir.write_state("RUNNING", pid=os.getpid())
+  try:
+    path = evaluate(
+      run=run,
+      dataset=values.dataset,
+      mode=values.mode,
+      step=values.step,
+      results_dir=values.results_dir,
+      skip_existing=values.skip_existing,
+      save_dir=values.save_dir,
+      job_dir=job_dir,
+    )
+  except (ValueError, RuntimeError, OSError) as e:
+    print(f"Error: {type(e).__name__}: {e}", file=sys.stderr)
+    if job_dir is not None:
+      job_dir.write_state("FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
+    return 1
+  if job_dir is not None:
+    job_dir.write_state("DONE", result=str(path))
+  print(path)
+  return 0

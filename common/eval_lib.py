@@ -1,0 +1,239 @@
+"""Evaluation of a trained run on a data set: real bitstreams, image by image."""
+
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import numpy as np
+
+import configs
+from common import (
+  checkpoints,
+  data,
+  hyper,
+  metrics,
+  quantizers,
+  rd,
+  results,
+  runs,
+  train_lib,
+  writers,
+)
+from common.codec import BuildCodec, Codec, TrainableCodec
+
+_LOG = logging.getLogger(__name__)
+
+
+class MismatchError(RuntimeError):
+  """A decoded picture is not the encoder's own reconstruction: a bug, never to be averaged over."""
+
+
+def load_codec(
+  run: runs.RunDir, build: BuildCodec, step: Optional[int] = None
+) -> tuple[TrainableCodec, int]:
+  """A run's codec with the weights of a checkpoint, ready to compress.
+
+  Args:
+    run: A training run.
+    build: Of its family.
+    step: Of the checkpoint; None for the newest whole one.
+
+  Raises:
+    checkpoints.CheckpointError: There is no such checkpoint, or it does not fit.
+  """
+  codec = build(hyper.to_config(run.read_work_unit().config).model_config)
+  ckpts = checkpoints.Checkpoints(run.checkpoints_dir)
+  if step is None:
+    ckpts, step = checkpoints.find(run.path)
+  elif step not in ckpts.steps():
+    raise checkpoints.CheckpointError(
+      f"{run.path} has no checkpoint of step {step}. It has: {ckpts.steps()}."
+    )
+  ckpts.restore(train_lib.weights_only(codec), step)
+  codec.prepare()
+  return codec, step
+
+
+def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
+  """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
+  coded = codec.code(rd.infer(codec, rd.to_batch(image)), quantizers.make_quantizer("round")())
+  decoded = rd.to_image(rd.synthesize(codec, coded.decode, image.shape[:2]))
+  return float(sum(float(b[0]) for b in coded.bits.values())), decoded
+
+
+def record(
+  codec: Codec, name: str, image: np.ndarray, mode: str, data_bytes: Optional[bytes] = None
+) -> tuple[results.EvalRecord, np.ndarray]:
+  """Measures one picture.
+
+  Args:
+    codec: With tables.
+    name: Of the image, for the record.
+    image: uint8 [H, W, 3].
+    mode: "estimated" skips the coding; every other mode measures a file.
+    data_bytes: The file, if it was made already (iterative inference); else `codec.compress`.
+
+  Returns:
+    The record and the decoded picture.
+
+  Raises:
+    MismatchError: The decoder gives another picture than the encoder's own reconstruction.
+  """
+  pixels = image.shape[0] * image.shape[1]
+  estimated, own = (None, None)
+  if isinstance(codec, TrainableCodec) and data_bytes is None:
+    bits, own = estimate(codec, image)
+    estimated = bits / pixels
+  seconds: list[Optional[float]] = [None, None]
+  num_bytes: Optional[int] = None
+  if mode == "estimated":
+    if own is None or estimated is None:
+      raise ValueError("Only trained codecs have an estimated rate.")
+    decoded, bpp = own, estimated
+  else:
+    began = time.perf_counter()
+    if data_bytes is None:
+      data_bytes = codec.compress(image)
+      seconds[0] = time.perf_counter() - began
+    began = time.perf_counter()
+    decoded = codec.decompress(data_bytes)
+    seconds[1] = time.perf_counter() - began
+    num_bytes = len(data_bytes)
+    bpp = 8 * num_bytes / pixels
+    if own is not None and not np.array_equal(own, decoded):
+      raise MismatchError(
+        f"{name}: the decoded picture differs from the encoder's reconstruction in "
+        f"{int(np.sum(own != decoded))} values."
+      )
+  measured = metrics.measure(image, decoded)
+  return (
+    results.EvalRecord(
+      image=name,
+      num_pixels=pixels,
+      num_bytes=num_bytes,
+      bpp=bpp,
+      bpp_estimated=estimated,
+      seconds_encode=seconds[0],
+      seconds_decode=seconds[1],
+      **measured,
+    ),
+    decoded,
+  )
+
+
+def run_facts(run: runs.RunDir) -> dict[str, Any]:
+  """What a results file says of its run."""
+  unit = run.read_work_unit()
+  started = {}
+  if run.environment_file.is_file():
+    started = runs.read_json(run.environment_file)[-1]
+  return {
+    "family": unit.family,
+    "xid": run.xid,
+    "wid": unit.wid,
+    "runname": unit.runname,
+    "commit": started.get("commit"),
+    "dirty": started.get("dirty"),
+    "workdir": str(run.path),
+    "label": f"{unit.family} {pathlib.Path(unit.config_file).stem} {run.xid}",
+  }
+
+
+def evaluate(
+  run: runs.RunDir,
+  build: BuildCodec,
+  dataset: str,
+  mode: str = "bitstream",
+  step: Optional[int] = None,
+  results_dir: runs.PathLike = configs.RESULTS_DIR,
+  skip_existing: bool = True,
+  save_dir: Optional[runs.PathLike] = None,
+  job_dir: Optional[runs.RunDir] = None,
+) -> pathlib.Path:
+  """Evaluates a run on a data set and writes its results file; returns that file's path.
+
+  Args:
+    run: A training run with a checkpoint.
+    build: Of its family.
+    dataset: As `data.load_eval_images` takes it.
+    mode: "bitstream" measures files, "estimated" likelihoods only.
+    step: Of the checkpoint; None for the newest.
+    results_dir: Where results lie.
+    skip_existing: Whether an existing results file of the same pictures is left as it is.
+    save_dir: Where decoded pictures (PNG) and files (.ntc) go; None: nowhere.
+    job_dir: Where a launcher looks for the state of this evaluation.
+  """
+  images = data.load_eval_images(dataset)
+  codec, step = load_codec(run, build, step)
+  facts = run_facts(run)
+  path = results.result_path(results_dir, images.name, mode, facts, step)
+  if skip_existing and path.is_file() and results.read(path).dataset["hash"] == images.hash:
+    _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
+    return path
+  if len(images):  # The first call traces; it is not part of anybody's time.
+    _, image = images[0]
+    codec.decompress(codec.compress(image))
+  progress = writers.Progress(len(images), unit="image", run=job_dir, label=run.path.name)
+  records = []
+  try:
+    for measured in _records(codec, images, mode, save_dir):
+      records.append(measured)
+      progress.update(len(records), f"{measured.bpp:.3f} bpp {measured.psnr_db or math.inf:.2f} dB")
+  finally:
+    progress.close()
+  unit = run.read_work_unit()
+  result = results.ResultFile(
+    run=facts,
+    config=unit.config,
+    overrides=unit.overrides,
+    step=step,
+    dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
+    mode=mode,
+    records=tuple(records),
+  )
+  path = results.write(results_dir, result)
+  _LOG.info("%s", summary(result))
+  return path
+
+
+def _records(
+  codec: Codec, images: data.EvalImages, mode: str, save_dir: Optional[runs.PathLike]
+) -> Iterator[results.EvalRecord]:
+  for name, image in images:
+    measured, decoded = record(codec, name, image, mode)
+    if save_dir is not None:
+      save(save_dir, name, decoded, None if mode == "estimated" else codec.compress(image))
+    yield measured
+
+
+def save(
+  folder: runs.PathLike, name: str, decoded: np.ndarray, data_bytes: Optional[bytes]
+) -> None:
+  """Writes a decoded picture as PNG and its file as .ntc under the image's name."""
+  from PIL import Image
+
+  target = pathlib.Path(folder) / pathlib.Path(name).with_suffix("")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(decoded).save(f"{target}.png")
+  if data_bytes is not None:
+    runs.atomic_write(f"{target}.ntc", data_bytes)
+
+
+def summary(result: results.ResultFile) -> str:
+  """One line: mean rate, PSNR, MS-SSIM, and what the files cost over the estimate."""
+  parts = [f"{len(result.records)} images: {result.mean('bpp'):.4f} bpp"]
+  estimated = result.mean("bpp_estimated")
+  if estimated and result.mode != "estimated":
+    parts.append(f"(estimate {estimated:.4f}, {100 * (result.mean('bpp') / estimated - 1):+.2f}%)")  # type: ignore[operator]
+  psnr, msssim = result.mean("psnr_db"), result.mean("msssim")
+  if psnr is not None:
+    parts.append(f"PSNR {psnr:.3f} dB")
+  if msssim is not None:
+    parts.append(f"MS-SSIM {msssim:.4f} ({results.msssim_to_db(msssim):.2f} dB)")
+  decode = result.mean("seconds_decode")
+  if decode is not None:
+    parts.append(f"encode {result.mean('seconds_encode') or 0:.3f} s, decode {decode:.3f} s")
+  return ", ".join(parts)

@@ -1,0 +1,314 @@
+"""Iterative inference: the latents of given images, optimised with the weights frozen.
+
+Starts at the encoder's output, ends in real bitstreams of the same decoder. Images of one shape go
+in batches through one compiled step; a restart skips the images that are finished.
+
+    itinf_xms/<xid>/wid=<N>-<runname>/images/<image>/
+      metrics.jsonl  latents.npz  image.ntc  reconstruction.png  record.json
+"""
+
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import configs
+from common import (
+  checkpoints,
+  data,
+  eval_lib,
+  hyper,
+  quantizers,
+  rd,
+  results,
+  runs,
+  schedules,
+  writers,
+)
+from common.codec import BuildCodec, Latent, Latents, TrainableCodec
+from common.job import Job
+
+_LOG = logging.getLogger(__name__)
+
+
+def check(config: Any, build: BuildCodec) -> None:
+  """Raises for a config that cannot run: unknown method, data or run that is not there."""
+  options = config.train_eval_config
+  if options.num_steps < 1 or config.data_config.batchsize < 1:
+    raise ValueError("train_eval_config.num_steps and data_config.batchsize must be 1 or more.")
+  quantizers.make_quantizer(config.itinf_config.method)
+  data.resolve(config.data_config.dataset)
+  build(_model_config(config, _trained_run(config)))
+
+
+def run(job: Job, build: BuildCodec) -> pathlib.Path:
+  """Optimises every image of the data set; writes the results file and returns its path.
+
+  Raises:
+    job.Interrupted: Asked to stop; finished images are kept.
+  """
+  config = job.config
+  trained = _trained_run(config)
+  model_config = _model_config(config, trained)
+  codec = build(model_config)
+  ckpts, step = checkpoints.find(trained.path)
+  ckpts.restore(tf.train.Checkpoint(codec=codec), step)
+  codec.prepare()
+  images = data.load_eval_images(config.data_config.dataset)
+  optimizer = _LatentOptimizer(codec, config, float(model_config.rd_lambda))
+  num_steps = int(config.train_eval_config.num_steps)
+  progress = writers.Progress(len(images) * num_steps, run=job.run, label=job.label)
+  done = 0
+  records: dict[str, results.EvalRecord] = {}
+  try:
+    for names in _batches(images, job.run, int(config.data_config.batchsize), records):
+      done = len(records) * num_steps
+      batch = [images[i] for i in names]
+
+      def report(at: int, detail: str, done: int = done, count: int = len(batch)) -> None:
+        progress.update(done + at * count, detail)
+        if job.stop_requested():
+          job.interrupted(done)
+
+      for record in _optimise_batch(optimizer, batch, job.run, report):
+        records[record.image] = record
+    progress.update(len(images) * num_steps)
+  finally:
+    progress.close()
+  ordered = tuple(records[name] for name, _ in images)
+  facts = eval_lib.run_facts(job.run)
+  result = results.ResultFile(
+    run={**facts, "trained_run": str(trained.path)},
+    config={**job.unit.config, "model_config": hyper.plain(model_config)},
+    overrides=job.unit.overrides,
+    step=step,
+    dataset={"name": images.name, "images": [r.image for r in ordered], "hash": images.hash},
+    mode="itinf",
+    records=ordered,
+  )
+  path = results.write(configs.RESULTS_DIR, result)
+  _LOG.info("%s", eval_lib.summary(result))
+  _LOG.info("Results: %s", path)
+  job.done(step=len(images) * num_steps, num_steps=len(images) * num_steps, result=str(path))
+  return path
+
+
+def _trained_run(config: Any) -> runs.RunDir:
+  """The training run whose weights are used.
+
+  Raises:
+    ValueError: None is named; the message says how to name it.
+    checkpoints.CheckpointError: It has no checkpoint.
+  """
+  options = config.train_eval_config
+  if not options.warm_start_exp_dir:
+    raise ValueError(
+      "Name the experiment (or run) whose model is used: "
+      "--config.train_eval_config.warm_start_exp_dir=train_xms/<xid> and, for an experiment, "
+      "--config.train_eval_config.warm_start_wid=<N>."
+    )
+  found, _ = checkpoints.find(options.warm_start_exp_dir, options.warm_start_wid)
+  return runs.RunDir.open(found.folder.parent)
+
+
+def _model_config(config: Any, trained: runs.RunDir) -> Any:
+  """The trained run's model_config, with the overrides that the config gives."""
+  model = hyper.to_config(trained.read_work_unit().config)
+  overrides = {
+    f"model_config.{key}": value for key, value in config.model_config.items() if value is not None
+  }
+  hyper.set_values(model, overrides)
+  return model.model_config
+
+
+def _batches(
+  images: data.EvalImages, run: runs.RunDir, batchsize: int, records: dict[str, results.EvalRecord]
+) -> Iterator[list[int]]:
+  """Indexes of unfinished images, those of one shape together; finished ones go to `records`."""
+  by_shape: dict[tuple[int, ...], list[int]] = {}
+  for i, (name, image) in enumerate(images):
+    record_file = _folder(run, name) / "record.json"
+    if record_file.is_file():
+      records[name] = results.EvalRecord(**runs.read_json(record_file))
+      _LOG.info("%s is finished already.", name)
+    else:
+      by_shape.setdefault(image.shape, []).append(i)
+  for members in by_shape.values():
+    for begin in range(0, len(members), batchsize):
+      yield members[begin : begin + batchsize]
+
+
+def _folder(run: runs.RunDir, name: str) -> pathlib.Path:
+  return run.path / "images" / hyper.safe_name(name)
+
+
+class _LatentOptimizer:
+  """The compiled step: one trace for each shape, gradients for the latents alone."""
+
+  def __init__(self, codec: TrainableCodec, config: Any, rd_lambda: float):
+    self.codec = codec
+    self.rd_lambda = rd_lambda
+    options, method = config.train_eval_config, config.itinf_config
+    self.num_steps = int(options.num_steps)
+    self.log_every = int(options.log_metrics_every_steps)
+    self._make_quantizer = quantizers.make_quantizer(method.method)
+    self._seed = int(options.seed)
+    self._learning_rate = float(method.learning_rate)
+    self._decay_after = int(method.decay_after_steps)
+    self._temperature = schedules.annealed_temperature(
+      float(method.temperature_rate), int(method.temperature_start_step)
+    )
+    self._steps: dict[Any, Any] = {}
+
+  def learning_rate(self, step: int) -> float:
+    return self._learning_rate * (0.1 if step >= self._decay_after else 1.0)
+
+  def scheduled(self, step: int) -> tuple[np.ndarray, ...]:
+    """What a compiled step takes beside the variables: step, learning rate, temperature."""
+    return (
+      np.int32(step),
+      np.float32(self.learning_rate(step)),
+      np.float32(self._temperature(step)),
+    )
+
+  def prepare(self, x: tf.Tensor):
+    """The latents of `x` as variables, and the step that optimises them for `x`."""
+    initial = {k: v.loc for k, v in rd.infer(self.codec, x).items()}
+    key = tuple(x.shape)
+    if key not in self._steps:
+      variables = {k: tf.Variable(v) for k, v in initial.items()}
+      target = tf.Variable(x)
+      optimizer = tf.keras.optimizers.Adam(jit_compile=False)
+      optimizer.build(list(variables.values()))
+      self._steps[key] = (variables, target, optimizer, self._compile(variables, target, optimizer))
+    variables, target, optimizer, step = self._steps[key]
+    target.assign(x)
+    for name, variable in variables.items():
+      variable.assign(initial[name])
+    for variable in optimizer.variables:  # Moments of the batch before.
+      variable.assign(tf.zeros_like(variable))
+    return variables, step
+
+  def _compile(self, variables: dict[str, tf.Variable], target: tf.Variable, optimizer: Any):
+    @tf.function
+    def step(number, learning_rate, temperature):
+      x = tf.convert_to_tensor(target)
+      with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables.values():
+          tape.watch(variable)
+        latents = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+        quantizer = self._make_quantizer(
+          seed=tf.stack([self._seed, number]), temperature=temperature
+        )
+        terms = rd.rd_terms_of(self.codec, latents, x, self.rd_lambda, quantizer)
+        # Images are independent: a sum, so that an image's step does not depend on its batch.
+        loss = tf.reduce_sum(terms.bpp + self.rd_lambda * terms.mse)
+      flat = list(variables.values())
+      optimizer.learning_rate.assign(learning_rate)
+      optimizer.apply_gradients(zip(tape.gradient(loss, flat), flat))
+      return {"bpp": terms.bpp, "mse": terms.mse}
+
+    return step
+
+  def costs(self, latents: Latents, x: tf.Tensor) -> dict[str, np.ndarray]:
+    """Estimated bpp, mse and loss of rounded latents, each [B]."""
+    rounding = quantizers.make_quantizer("round")()
+    terms = rd.rd_terms_of(self.codec, latents, x, self.rd_lambda, rounding)
+    bpp, mse = terms.bpp.numpy(), terms.mse.numpy()
+    return {"bpp": bpp, "mse": mse, "loss": bpp + self.rd_lambda * mse}
+
+
+def _optimise_batch(
+  optimizer: _LatentOptimizer, batch: list[tuple[str, np.ndarray]], run: runs.RunDir, report
+) -> list[results.EvalRecord]:
+  """Optimises images of one shape; writes a folder for each and returns their records."""
+  x = tf.concat([rd.to_batch(image) for _, image in batch], axis=0)
+  variables, step = optimizer.prepare(x)
+  before = optimizer.costs({k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}, x)
+  history: list[dict[str, Any]] = []
+  began = time.perf_counter()
+  for number in range(optimizer.num_steps):
+    number_, learning_rate, temperature = optimizer.scheduled(number)
+    terms = step(number_, learning_rate, temperature)
+    if number % optimizer.log_every == 0 or number + 1 == optimizer.num_steps:
+      values = {k: v.numpy() for k, v in terms.items()}
+      history.append({"step": number, "temperature": float(temperature), **values})
+      loss = float(np.mean(values["bpp"] + optimizer.rd_lambda * values["mse"]))
+      if not math.isfinite(loss):
+        raise RuntimeError(
+          f"Step {number} of {', '.join(n for n, _ in batch)} is not finite: try a lower "
+          "itinf_config.learning_rate."
+        )
+      report(number + 1, f"loss {loss:.4f}")
+    else:
+      report(number + 1, "")
+  seconds = (time.perf_counter() - began) / len(batch)
+  latents = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+  after = optimizer.costs(latents, x)
+  return [
+    _finish(
+      optimizer,
+      name,
+      image,
+      {k: Latent(v.loc[i : i + 1]) for k, v in latents.items()},
+      {f"{k}_before": float(before[k][i]) for k in before}
+      | {f"{k}_after": float(after[k][i]) for k in after}
+      | {"seconds": seconds},
+      [
+        {k: (float(v[i]) if isinstance(v, np.ndarray) else v) for k, v in h.items()}
+        for h in history
+      ],
+      run,
+    )
+    for i, (name, image) in enumerate(batch)
+  ]
+
+
+def _finish(
+  optimizer: _LatentOptimizer,
+  name: str,
+  image: np.ndarray,
+  latents: Latents,
+  facts: dict[str, float],
+  history: list[dict[str, Any]],
+  run: runs.RunDir,
+) -> results.EvalRecord:
+  """Codes the rounded latents, decodes the file, measures, and writes the image's folder."""
+  from PIL import Image
+
+  codec = optimizer.codec
+  folder = _folder(run, name)
+  folder.mkdir(parents=True, exist_ok=True)
+  data_bytes = codec.pack(latents, (image.shape[0], image.shape[1]))
+  record, decoded = eval_lib.record(codec, name, image, "itinf", data_bytes)
+  record = results.EvalRecord(
+    **{
+      **results.as_dict(record),
+      "bpp_estimated": facts["bpp_after"],
+      "seconds_encode": facts["seconds"],
+    }
+  )
+  lines = "".join(runs.json_line(h) for h in history)
+  runs.atomic_write(folder / "metrics.jsonl", lines)
+  with (folder / ".latents.npz.tmp").open("wb") as f:
+    np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})  # type: ignore[arg-type]
+  (folder / ".latents.npz.tmp").replace(folder / "latents.npz")
+  runs.atomic_write(folder / "image.ntc", data_bytes)
+  Image.fromarray(decoded).save(folder / "reconstruction.png")
+  runs.write_json(folder / "facts.json", facts)
+  runs.write_json(folder / "record.json", results.as_dict(record))  # Last: the end mark.
+  _LOG.info(
+    "%s: loss %.4f -> %.4f (%.1f%%), %.4f bpp in the file, %.2f dB",
+    name,
+    facts["loss_before"],
+    facts["loss_after"],
+    100 * (facts["loss_after"] / facts["loss_before"] - 1),
+    record.bpp,
+    record.psnr_db if record.psnr_db is not None else math.inf,
+  )
+  return record

@@ -1,0 +1,163 @@
+"""The factorized-prior codec (Ballé, Laparra and Simoncelli 2017): one latent, one section."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from common import bitstream, dct_init, entropy, quantizers, rd, transforms
+from common.codec import Coded, Latent, Latents, Quantizer, Stage, TrainableCodec
+
+FAMILY = "factorized"
+
+
+class FactorizedCodec(TrainableCodec):
+  """Analysis, a density a channel, synthesis.
+
+  Attributes:
+    analysis: [B, H, W, 3] in -0.5..0.5 to the latent [B, H/s, W/s, C].
+    synthesis: The way back.
+    prior: Of the latent.
+  """
+
+  def __init__(
+    self,
+    analysis: transforms.Sequential,
+    synthesis: transforms.Sequential,
+    offset_heuristic: bool = True,
+    prior_init_scale: float = 10.0,
+    fit_prior_to_data: bool = False,
+  ):
+    """Raises ValueError if the transforms do not fit each other."""
+    super().__init__(name=FAMILY)
+    if analysis.downsample != synthesis.upsample:
+      raise ValueError(
+        f"The analysis shrinks images by {analysis.downsample}, the synthesis grows latents by "
+        f"{synthesis.upsample}: choose strides whose products are equal."
+      )
+    if analysis.out_channels != synthesis.in_channels:
+      raise ValueError(
+        f"The analysis gives {analysis.out_channels} channels, the synthesis takes "
+        f"{synthesis.in_channels}."
+      )
+    self._fit_prior_to_data = fit_prior_to_data
+    self.analysis = analysis
+    self.synthesis = synthesis
+    self.prior = entropy.FactorizedPrior(
+      analysis.out_channels, init_scale=prior_init_scale, offset_heuristic=offset_heuristic
+    )
+
+  @property
+  def downsample_factor(self) -> int:
+    """Of the analysis."""
+    return self.analysis.downsample
+
+  def infer(self, x: tf.Tensor) -> Latents:
+    """See `TrainableCodec.infer`."""
+    return {"y": Latent(self.analysis(x / 255.0 - 0.5))}
+
+  def code(self, latents: Latents, quantizer: Quantizer) -> Coded:
+    """See `TrainableCodec.code`."""
+    y = quantizer("y", latents["y"].loc, self.prior.offset)
+    return Coded(decode={"y": y.decode}, bits={"y": self.prior.bits(y.rate)})
+
+  def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """See `TrainableCodec.synthesize`."""
+    return (self.synthesis(decode["y"]) + 0.5) * 255.0
+
+  @property
+  def prior_variables(self) -> Sequence[tf.Variable]:
+    """Of the factorized prior."""
+    return self.prior.trainable_variables
+
+  def calibrate(self, x: tf.Tensor) -> None:
+    """Fits the prior's initial densities to the latents of `x`, where the config asks for it."""
+    if self._fit_prior_to_data:
+      y = self.infer(x)["y"].loc.numpy().reshape(-1, self.prior.channels)
+      self.prior.calibrate(np.median(y, axis=0), np.std(y, axis=0))
+
+  def prepare(self) -> None:
+    """See `TrainableCodec.prepare`."""
+    self.prior.prepare()
+    digest = hashlib.sha256(self.prior.tables.digest())
+    digest.update(self.prior.offset.numpy().tobytes())
+    for variable in self.synthesis.variables:
+      digest.update(variable.numpy().tobytes())
+    self._fingerprint = digest.digest()[: bitstream.FINGERPRINT_BYTES]
+
+  def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
+    """See `TrainableCodec.pack`."""
+    symbols = self.prior.symbols(latents["y"].loc)
+    return bitstream.write(
+      bitstream.Bitstream(
+        family=FAMILY,
+        fingerprint=self.fingerprint,
+        height=size[0],
+        width=size[1],
+        sections=(entropy.encode(self.prior.tables, symbols),),
+        symbols_crc=entropy.symbols_crc(symbols),
+      )
+    )
+
+  def unpack(self, data: bytes) -> tuple[dict[str, tf.Tensor], tuple[int, int]]:
+    """See `TrainableCodec.unpack`."""
+    stream = bitstream.read(data)
+    bitstream.check_model(stream, FAMILY, self.fingerprint)
+    if len(stream.sections) != 1:
+      raise bitstream.BitstreamError(
+        f"{len(stream.sections)} sections; a {FAMILY} file has one: damaged or hostile."
+      )
+    factor = self.downsample_factor
+    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    shape = (1, height, width, self.prior.channels)
+    symbols = entropy.decode(self.prior.tables, stream.sections[0], shape)
+    if entropy.symbols_crc(symbols) != stream.symbols_crc:
+      raise bitstream.BitstreamError(
+        "The decoded symbols are not those that were encoded: the tables differ or the file is "
+        "damaged."
+      )
+    return {"y": self.prior.values(symbols)}, (stream.height, stream.width)
+
+  def stages(self) -> dict[str, Stage]:
+    """f and g."""
+    return {
+      "f": Stage(self.analysis, 1),
+      "g": Stage(self.synthesis, self.downsample_factor),
+    }
+
+
+INITS = ("random", "dct")
+
+
+def build(model_config: Mapping[str, Any]) -> FactorizedCodec:
+  """An untrained codec from `model_config`; factorized/configs/bls2017.py explains its fields.
+
+  Raises:
+    ValueError, TypeError: A value that no codec can be built from; the message lists the known.
+  """
+  quantizers.make_quantizer(model_config["quantizer"])
+  if model_config["init"] not in INITS:
+    raise ValueError(
+      f"Unknown model_config.init {model_config['init']!r}. Known: {', '.join(INITS)}."
+    )
+  codec = FactorizedCodec(
+    _transform(model_config["analysis"]),
+    _transform(model_config["synthesis"]),
+    offset_heuristic=model_config["quantizer"] != "mixedq",
+    prior_init_scale=model_config["prior_init_scale"],
+    fit_prior_to_data=model_config["init"] == "dct",
+  )
+  if model_config["init"] == "dct":
+    # At high rate, the step that minimises bits + lambda * step^2 / 12 for three coefficients a
+    # pixel, whose error is averaged over three channels.
+    step = math.sqrt(18 / math.log(2) / model_config["rd_lambda"])
+    dct_init.initialise(codec.analysis, codec.synthesis, step)
+  return codec
+
+
+def _transform(config: Mapping[str, Any]) -> transforms.Sequential:
+  arguments = dict(config)
+  return transforms.make_transform(arguments.pop("name"), **arguments)

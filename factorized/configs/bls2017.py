@@ -1,0 +1,123 @@
+"""Ballé, Laparra and Simoncelli 2017, "End-to-end optimized image compression": factorized prior.
+
+    python -m factorized.train --config factorized/configs/bls2017.py
+    ./launch.py --main factorized.train --config factorized/configs/bls2017.py      (the sweep)
+
+Costs 1.8 million steps of 8 crops of 256x256: days on a GPU. Expect on Kodak from 0.12 bpp at
+26.8 dB to 1.96 bpp at 40.1 dB over the sweep (published: arXiv 1611.01704).
+
+`bls2017.py:tiny` trains three rates in about two minutes each on two CPU cores, on generated
+pictures, and already beats JPEG: it starts from a DCT instead of noise (`init="dct"`).
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from common import hyper
+
+VARIANTS = ("tiny",)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+  hyper.check_variant(variant, VARIANTS)
+  config = ml_collections.ConfigDict()
+
+  config.train_data_config = ml_collections.ConfigDict(
+    dict(
+      dataset="cid22-train",  # A name in configs.py, a folder or a glob.
+      batchsize=8,
+      patchsize=256,
+      patches_per_image=1,
+      max_images=config_dict.placeholder(int),
+      val_split=config_dict.placeholder(float),  # Held back from this data set, e.g. 0.1.
+      flip=False,
+      cache_mb=2048,  # Decoded images kept in memory.
+    )
+  )
+  config.val_data_config = ml_collections.ConfigDict(
+    dict(
+      dataset=config_dict.placeholder(str),  # None: the part held back by val_split, if any.
+      batchsize=8,
+      patchsize=256,
+      max_images=64,
+    )
+  )
+
+  num_steps = config_dict.FieldReference(1_800_000)
+  config.train_eval_config = ml_collections.ConfigDict(
+    dict(
+      num_steps=num_steps,
+      seed=0,
+      log_metrics_every_steps=100,
+      checkpoint_every_steps=5_000,
+      eval_every_steps=10_000,
+      max_ckpts_to_keep=5,
+      keep_best=True,  # By validation loss.
+      log_images_every_evals=1,
+      num_images_to_log=4,
+      warm_start=config_dict.placeholder(str),  # A checkpoint, a run, or an experiment.
+      warm_start_wid=config_dict.placeholder(int),  # With an experiment; None: this run's wid.
+    )
+  )
+
+  # Steps that derive from num_steps move with it.
+  config.optimizer_config = ml_collections.ConfigDict(
+    dict(
+      learning_rate=1e-4,
+      prior_learning_rate_factor=1.0,
+      schedule="piecewise",  # Or "cosine", "constant".
+      warmup_steps=(num_steps * 0.02).to_int(),
+      decay_after_steps=(num_steps * 0.8).to_int(),
+      decay_factor=0.1,
+      gradient_clip_norm=1.0,
+    )
+  )
+
+  config.model_config = ml_collections.ConfigDict(
+    dict(
+      rd_lambda=0.01,  # Loss: bits per pixel + rd_lambda * MSE on the 0..255 scale.
+      # Ten times lambda first, where lambda is at most `below`: reconstruction before rate.
+      rd_lambda_warmup_steps=(num_steps * 0.2).to_int(),
+      rd_lambda_warmup_factor=10.0,
+      rd_lambda_warmup_below=0.01,
+      quantizer="unoise",  # Or "mixedq".
+      init="random",  # Or "dct".
+      prior_init_scale=10.0,
+      analysis=dict(name="BLS2017Analysis", num_filters=256),
+      synthesis=dict(name="BLS2017Synthesis", num_filters=256),
+    )
+  )
+
+  if variant == "tiny":
+    hyper.set_values(config, _TINY)
+  return config
+
+
+_TINY = {
+  "train_data_config.dataset": "sample_train",
+  "train_data_config.patchsize": 128,
+  "train_data_config.flip": True,
+  "val_data_config.patchsize": 128,
+  "train_eval_config.num_steps": 1_000,
+  "train_eval_config.log_metrics_every_steps": 50,
+  "train_eval_config.checkpoint_every_steps": 200,
+  "train_eval_config.eval_every_steps": 500,
+  "optimizer_config.learning_rate": 1e-3,
+  "optimizer_config.prior_learning_rate_factor": 10.0,
+  "optimizer_config.schedule": "cosine",
+  "optimizer_config.decay_factor": 0.01,
+  "model_config.init": "dct",
+  "model_config.rd_lambda_warmup_factor": 1.0,
+  "model_config.analysis.num_filters": 96,
+  "model_config.synthesis.num_filters": 96,
+}
+
+
+def get_cfg_str(config: ml_collections.ConfigDict) -> str:
+  return hyper.name_from(config, ["model_config.rd_lambda", "model_config.analysis.num_filters"])
+
+
+def get_hyper(variant: str = ""):
+  if variant == "tiny":
+    return hyper.sweep("model_config.rd_lambda", [0.04, 0.01, 0.0025])
+  return hyper.sweep("model_config.rd_lambda", [0.08, 0.04, 0.02, 0.01, 0.005, 0.0025, 0.00125])

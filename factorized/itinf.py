@@ -1,0 +1,23 @@
+"""python -m factorized.itinf --config factorized/configs/itinf.py."""
+
+from common import cli
+
+
+def check(config):
+  """Raises for a config that cannot run, before anything is written."""
+  from common import itinf_lib
+  from factorized.codec import build
+
+  itinf_lib.check(config, build)
+
+
+def run(job):
+  """Optimises the latents of the data set's images."""
+  from common import itinf_lib
+  from factorized.codec import build
+
+  itinf_lib.run(job, build)
+
+
+if __name__ == "__main__":
+  cli.main("factorized", "itinf", run, check)
