@@ -16,6 +16,17 @@ it is (k - stride + 1) // 2, so that a kernel lies symmetrically over its block 
 with k = 16 and stride = 16 each latent paints its own 16x16 block and nothing else, with k = 18 it
 reaches one sample into each neighbour. (`SignalConv2D` takes k // 2 there too; pass
 `origin=k // 2` for that.)
+
+Speed. Every operation is TensorFlow's own and differentiates as usual, chosen by measurement (a CPU
+with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
+- Padding is a separate operation, or SAME where that happens to mean the same thing: TensorFlow
+  has fast gradients for VALID and SAME, and falls back to slower ones (up to 2 x) for explicit
+  padding. The copies cost little; but crop with tf.slice, since the gradient of a Python slice is
+  slow.
+- The exception is a transposed convolution to an image, from many channels to 3: there the fast
+  path wastes its vectors on three channels, and the fallback (a matrix product, then additions)
+  takes half the time.
+- GDN is a matrix product and a hand-written gradient; the rest of it is bound by memory.
 """
 
 import math
@@ -143,6 +154,10 @@ class _Convolution(Layer):
       if use_bias:
         self.bias = tf.Variable(tf.zeros([out_channels]), name="bias")
 
+  def _is_same_for_multiples(self) -> bool:
+    """Whether TensorFlow's SAME padding is ours, for sizes that are multiples of the stride."""
+    return self.kernel_size >= self.stride and (self.kernel_size - self.stride) // 2 == self.origin
+
   def _finish(self, y: tf.Tensor) -> tf.Tensor:
     """Adds the bias and applies the activation."""
     if self.use_bias:
@@ -207,11 +222,27 @@ class Conv2D(_Convolution):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,ceil(H/stride),ceil(W/stride),out_channels]."""
-    pad = [self.origin, self.kernel_size - 1 - self.origin]
-    y = tf.nn.conv2d(
-      x, tf.cast(self.kernel, x.dtype), strides=self.stride, padding=[[0, 0], pad, pad, [0, 0]]
-    )
+    kernel = tf.cast(self.kernel, x.dtype)
+    height, width = x.shape[1], x.shape[2]
+    if self._is_same(height) and self._is_same(width):
+      y = tf.nn.conv2d(x, kernel, self.stride, "SAME")
+    else:
+      padding = [[0, 0], self._padding(height), self._padding(width), [0, 0]]
+      y = tf.nn.conv2d(tf.pad(x, padding), kernel, self.stride, "VALID")
     return self._finish(y)
+
+  def _padding(self, size: Optional[int]) -> list[int]:
+    """Zeros before and after `size` samples; None is a size that is not known yet."""
+    if size is None:
+      return [self.origin, self.kernel_size - 1 - self.origin]
+    last_start = (-(-size // self.stride) - 1) * self.stride - self.origin
+    return [self.origin, max(0, last_start + self.kernel_size - size)]
+
+  def _is_same(self, size: Optional[int]) -> bool:
+    """Whether TensorFlow's SAME padding is ours, for `size` samples."""
+    if self.stride > 1 and (size is None or size % self.stride):
+      return False
+    return self._is_same_for_multiples()
 
   def macs(self, height: int, width: int) -> int:
     """kernel_size^2 x in_channels x out_channels for each output position."""
@@ -270,16 +301,20 @@ class Conv2DTranspose(_Convolution):
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,stride*H,stride*W,out_channels]."""
     batch, height, width, _ = _shape(x)
-    # The transpose of a correlation with padding (origin, rest) from stride*H samples to H.
-    pad = [self.origin, max(0, self.kernel_size - self.stride - self.origin)]
     kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
-    y = tf.nn.conv2d_transpose(
-      x,
-      kernel,
-      [batch, height * self.stride, width * self.stride, self.out_channels],
-      strides=self.stride,
-      padding=[[0, 0], pad, pad, [0, 0]],
-    )
+    # This is the gradient of a correlation that pads its stride*H samples with `before` zeros at
+    # the front and `after` at the end, to give H.
+    before, after = self.origin, max(0, self.kernel_size - self.stride - self.origin)
+    size = [batch, height * self.stride, width * self.stride, self.out_channels]
+    if self.in_channels >= 64 and self.out_channels <= 16:
+      padding = [[0, 0], [before, after], [before, after], [0, 0]]
+      y = tf.nn.conv2d_transpose(x, kernel, size, self.stride, padding)
+    elif self._is_same_for_multiples():
+      y = tf.nn.conv2d_transpose(x, kernel, size, self.stride, "SAME")
+    else:
+      padded = [batch, size[1] + before + after, size[2] + before + after, self.out_channels]
+      y = tf.nn.conv2d_transpose(x, kernel, padded, self.stride, "VALID")
+      y = tf.slice(y, [0, before, before, 0], size)
     return self._finish(y)
 
   def macs(self, height: int, width: int) -> int:
@@ -325,6 +360,34 @@ class NonnegativeParameter(tf.Module):
   def __call__(self) -> tf.Tensor:
     """The array itself."""
     return tf.square(_lower_bound(tf.convert_to_tensor(self.variable), self._bound)) - _PEDESTAL
+
+
+def _normalize(x: tf.Tensor, beta: tf.Tensor, gamma: tf.Tensor, inverse: bool) -> tf.Tensor:
+  """The formula of `GDN` for x [N,C], with a gradient in as few passes over memory as it takes."""
+
+  @tf.custom_gradient
+  def normalize(x: tf.Tensor, beta: tf.Tensor, gamma: tf.Tensor):
+    magnitude = tf.abs(x)
+    normalizer = tf.nn.bias_add(tf.matmul(magnitude, gamma), beta)
+    y = x * normalizer if inverse else x / normalizer
+
+    def grad(dy: tf.Tensor):
+      if inverse:
+        direct = dy * normalizer
+        through = dy * x  # the gradient with respect to the normalizer
+      else:
+        direct = dy / normalizer
+        through = direct * y  # minus the gradient with respect to the normalizer
+      indirect = tf.sign(x) * tf.matmul(through, gamma, transpose_b=True)
+      dbeta = tf.reduce_sum(through, axis=0)
+      dgamma = tf.matmul(magnitude, through, transpose_a=True)
+      if inverse:
+        return direct + indirect, dbeta, dgamma
+      return direct - indirect, -dbeta, -dgamma
+
+    return y, grad
+
+  return normalize(x, beta, gamma)
 
 
 class GDN(Layer):
@@ -382,9 +445,13 @@ class GDN(Layer):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,channels]. Returns the same shape."""
-    beta, gamma = tf.cast(self.beta, x.dtype), tf.cast(self.gamma, x.dtype)
-    normaliser = tf.nn.bias_add(tf.nn.conv2d(tf.abs(x), gamma[None, None], 1, "VALID"), beta)
-    return x * normaliser if self.inverse else x / normaliser
+    y = _normalize(
+      tf.reshape(x, [-1, self.in_channels]),
+      tf.cast(self.beta, x.dtype),
+      tf.cast(self.gamma, x.dtype),
+      self.inverse,
+    )
+    return tf.reshape(y, tf.shape(x))
 
   def macs(self, height: int, width: int) -> int:
     """Channels^2 for each position."""
