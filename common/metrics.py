@@ -1,0 +1,184 @@
+"""Distortion of a decoded picture: MSE, PSNR and MS-SSIM of uint8 images.
+
+Every metric is of one picture; averages over pictures are made from the records (PSNR a picture,
+then the mean), never of pooled errors.
+"""
+
+import math
+from typing import Any, Optional
+
+import numpy as np
+
+# Weights of the scales, finest first: Wang, Simoncelli and Bovik 2003, "Multi-scale structural
+# similarity for image quality assessment", section 3.2.
+MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+# Side of the Gaussian window (sigma 1.5) that SSIM's local statistics are taken with, in pixels.
+MSSSIM_WINDOW = 11
+_GAUSSIAN = np.exp(-((np.arange(MSSSIM_WINDOW) - MSSSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
+_GAUSSIAN /= _GAUSSIAN.sum()
+
+# SSIM's constants (0.01 and 0.03 of the peak, squared) keep its fractions finite on flat regions.
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+_STRIP_PIXELS = 8192
+
+
+def mse(a: np.ndarray, b: np.ndarray) -> float:
+  """Mean squared error over all pixels and channels, on the 0..255 scale.
+
+  Args:
+    a: uint8 [H, W, 3].
+    b: The same shape and type.
+
+  Returns:
+    Exact up to the last rounding: the sum is made of integers.
+
+  Raises:
+    ValueError: The shapes differ, an image is empty, or one is not uint8.
+  """
+  _check(a, b)
+  difference = a.astype(np.int32) - b
+  return int(np.sum(difference * difference, dtype=np.int64)) / a.size
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+  """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE); `math.inf` for identical images.
+
+  The MSE is over the three RGB channels together. Arguments as for `mse`.
+  """
+  return _psnr_db(mse(a, b))
+
+
+def _psnr_db(error: float) -> float:
+  return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def num_msssim_scales(height: int, width: int) -> int:
+  """How many scales (0 to 5) the window fits into: each halves the sides, rounding up.
+
+  5 from 161 pixels on the shorter side, 4 from 81, 3 from 41, 2 from 21, 1 from 11, else 0.
+  """
+  side, scales = min(height, width), 0
+  while scales < len(MSSSIM_WEIGHTS) and side >= MSSSIM_WINDOW:
+    scales += 1
+    side = (side + 1) // 2
+  return scales
+
+
+def msssim(a: np.ndarray, b: np.ndarray) -> tuple[Optional[float], int]:
+  """Multi-scale structural similarity, Wang et al. 2003, the mean over the R, G and B channels.
+
+  The same definition as `tf.image.ssim_multiscale`, in float64. That function averages in float32
+  one pixel after the other, and loses digits with the size of the picture: on a photograph of
+  2048x1507 pixels as JPEG it gives 19.3 dB in place of 18.9 at quality 50, 32.1 in place of 26.5
+  at quality 95 (on 768x512: up to 0.3 dB there).
+
+  Args:
+    a: uint8 [H, W, 3].
+    b: The same shape and type.
+
+  Returns:
+    The value in 0..1 (a negative similarity counts as 0), and the number of scales. Where the
+    shorter side is under 161 pixels there are fewer scales and their weights are made to sum to 1
+    again, so the value is not comparable with one of five scales; with a side under 11 pixels the
+    window does not fit once and the result is (None, 0).
+
+  Raises:
+    ValueError: The shapes differ, an image is empty, or one is not uint8.
+  """
+  _check(a, b)
+  scales = num_msssim_scales(a.shape[0], a.shape[1])
+  if scales == 0:
+    return None, 0
+  weights = np.array(MSSSIM_WEIGHTS[:scales])
+  if scales < len(MSSSIM_WEIGHTS):
+    weights /= weights.sum()  # All five are used as published, though they sum to 1.0001.
+  x, y = a.astype(np.float64), b.astype(np.float64)
+  value = np.ones(3)
+  for scale in range(scales):
+    if scale:
+      x, y = _halve(x), _halve(y)
+    contrast, similarity = _ssim(x, y)
+    # The luminance term counts at the coarsest scale only.
+    factor = similarity if scale == scales - 1 else contrast
+    value *= np.maximum(factor, 0) ** weights[scale]
+  return min(max(float(value.mean()), 0.0), 1.0), scales
+
+
+def _halve(x: np.ndarray) -> np.ndarray:
+  """Means of 2x2 pixels, [H, W, 3] -> [ceil(H/2), ceil(W/2), 3]; an odd last line counts twice."""
+  height, width = x.shape[:2]
+  if height % 2 or width % 2:
+    x = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+  return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+
+def _ssim(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean contrast-structure term and mean SSIM, each [3], of float64 images [H, W, 3] in 0..255.
+
+  In strips of rows that fit the processor's cache: two to three times as fast on large pictures,
+  and little memory is in use.
+  """
+  height, width = x.shape[0] - MSSSIM_WINDOW + 1, x.shape[1] - MSSSIM_WINDOW + 1
+  rows = max(1, _STRIP_PIXELS // x.shape[1])
+  contrast_sum, similarity_sum = np.zeros(3), np.zeros(3)
+  for top in range(0, height, rows):
+    bottom = min(top + rows, height) + MSSSIM_WINDOW - 1
+    p, q = x[top:bottom], y[top:bottom]
+    mean_p, mean_q = _blur(p), _blur(q)
+    mean_pq, mean_squares = mean_p * mean_q, mean_p * mean_p + mean_q * mean_q
+    covariance = _blur(p * q) - mean_pq
+    variances = _blur(p * p + q * q) - mean_squares
+    contrast = (2 * covariance + _C2) / (variances + _C2)
+    contrast_sum += contrast.sum(axis=(0, 1))
+    similarity_sum += (contrast * (2 * mean_pq + _C1) / (mean_squares + _C1)).sum(axis=(0, 1))
+  return contrast_sum / (height * width), similarity_sum / (height * width)
+
+
+def _blur(x: np.ndarray) -> np.ndarray:
+  """Gaussian-weighted means of all whole windows: [H, W, 3] -> [H - 10, W - 10, 3]."""
+  last = MSSSIM_WINDOW - 1
+  for axis in (0, 1):
+    size = x.shape[axis] - last
+
+    def shifted(k: int, x: np.ndarray = x, axis: int = axis, size: int = size) -> np.ndarray:
+      return x[k : k + size] if axis == 0 else x[:, k : k + size]
+
+    total = _GAUSSIAN[last // 2] * shifted(last // 2)
+    for k in range(last // 2):
+      total += _GAUSSIAN[k] * (shifted(k) + shifted(last - k))
+    x = total
+  return x
+
+
+def measure(original: np.ndarray, decoded: np.ndarray) -> dict[str, Any]:
+  """The distortion fields of a `results.EvalRecord`.
+
+  Args:
+    original: uint8 [H, W, 3].
+    decoded: The same shape and type.
+
+  Returns:
+    psnr_db (None where it is infinite), msssim, msssim_scales, lpips (None) and mse.
+  """
+  error = mse(original, decoded)
+  similarity, scales = msssim(original, decoded)
+  return {
+    "psnr_db": _psnr_db(error) if error else None,
+    "msssim": similarity,
+    "msssim_scales": scales,
+    "lpips": None,
+    "mse": error,
+  }
+
+
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+  if a.dtype != np.uint8 or b.dtype != np.uint8:
+    raise ValueError(f"Metrics are of uint8 images; got {a.dtype} and {b.dtype}.")
+  if a.ndim != 3 or a.shape[2] != 3:
+    raise ValueError(f"Metrics are of images [H, W, 3]; got {a.shape}.")
+  if a.shape != b.shape:
+    raise ValueError(f"The images differ in shape: {a.shape} and {b.shape}.")
+  if not a.size:
+    raise ValueError("The images are empty.")
