@@ -20,6 +20,8 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
+import json
+import math
 import pathlib
 import re
 import sys
@@ -157,7 +159,12 @@ class ConfigFile:
   def get_cfg_str(self, config: ml_collections.ConfigDict) -> str:
     """The run's name, safe as part of a file name."""
     if hasattr(self.module, "get_cfg_str"):
-      name = self.module.get_cfg_str(config)
+      try:
+        name = self.module.get_cfg_str(config)
+      except ConfigError:
+        raise
+      except Exception as e:
+        raise ConfigError(f"{self.source}: get_cfg_str() fails: {type(e).__name__}: {e}") from e
     else:
       name = self.path.stem
     return safe_name(str(name))
@@ -216,14 +223,14 @@ def _no_such_file(path: pathlib.Path) -> str:
 
 def _call(function: Callable[..., Any], variant: str, source: str) -> Any:
   takes_variant = bool(inspect.signature(function).parameters)
-  if not takes_variant:
-    if variant and function.__name__ == "get_config":
-      raise ConfigError(f"{source}: this config has no variants; drop ':{variant}'.")
-    return function()
+  if variant and not takes_variant and function.__name__ == "get_config":
+    raise ConfigError(f"{source}: this config has no variants; drop ':{variant}'.")
   try:
-    return function(variant)
+    return function(variant) if takes_variant else function()
   except ValueError as e:
     raise ConfigError(f"{source}: {e}") from e
+  except Exception as e:
+    raise ConfigError(f"{source}: {function.__name__}() fails: {type(e).__name__}: {e}") from e
 
 
 def check_variant(variant: str, known: Sequence[str]) -> None:
@@ -277,22 +284,21 @@ def set_values(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) 
     if isinstance(current, ml_collections.ConfigDict):
       keys = ", ".join(f"{key}.{k}" for k in current)
       raise ConfigError(f"{key!r} is a group of settings; override its members: {keys}.")
-    node: Any = config
     *groups, last = key.split(".")
-    for part in groups:
-      node = node[part]
-    if isinstance(current, bool) != isinstance(value, bool) and current is not None:
-      raise ConfigError(
-        f"{key!r} is {type(current).__name__} (now {current!r}); "
-        f"{value!r} is {type(value).__name__}."
-      )
+    node = get_value(config, ".".join(groups)) if groups else config
+    kind = node.get_type(last)
+    # ml_collections takes True for 1, and None for any value (which optional numbers need).
+    none_fits = value is None and (kind is not bool or current is None)
+    if not none_fits and kind is not type(None) and isinstance(value, bool) != (kind is bool):
+      raise ConfigError(_wrong_type(key, kind, current, value))
     try:
       node[last] = value
-    except TypeError as e:
-      raise ConfigError(
-        f"{key!r} is {type(current).__name__} (now {current!r}); "
-        f"{value!r} is {type(value).__name__}."
-      ) from e
+    except (TypeError, ValueError) as e:
+      raise ConfigError(_wrong_type(key, kind, current, value)) from e
+
+
+def _wrong_type(key: str, kind: type, current: Any, value: Any) -> str:
+  return f"{key!r} is {kind.__name__} (now {current!r}); {value!r} is {type(value).__name__}."
 
 
 def expand(
@@ -315,10 +321,12 @@ def expand(
     ConfigError: A setting has an unknown key or a wrong type, an override is swept, or two
       settings, or their run names, are the same.
   """
-  return [
+  units = [
     make_work_unit(config_file, family, task, wid, overrides, check, setting=setting)
-    for wid, setting in enumerate(_checked_settings(config_file, overrides))
+    for wid, setting in enumerate(_settings(config_file, overrides or {}))
   ]
+  _refuse_duplicates(units)
+  return units
 
 
 def make_work_unit(
@@ -351,7 +359,7 @@ def make_work_unit(
 
 
 def _setting(config_file: ConfigFile, overrides: Mapping[str, Any], wid: int) -> Setting:
-  settings = _checked_settings(config_file, overrides)
+  settings = _settings(config_file, overrides)
   if not 0 <= wid < len(settings):
     raise ConfigError(
       f"--wid={wid}: the sweep of {config_file.source} has {len(settings)} settings, "
@@ -360,40 +368,35 @@ def _setting(config_file: ConfigFile, overrides: Mapping[str, Any], wid: int) ->
   return settings[wid]
 
 
-def _checked_settings(
-  config_file: ConfigFile, overrides: Optional[Mapping[str, Any]]
-) -> list[Setting]:
+def _settings(config_file: ConfigFile, overrides: Mapping[str, Any]) -> list[Setting]:
   settings = config_file.get_hyper()
-  for key in overrides or {}:
+  for key in overrides:
     if any(key in s for s in settings):
       raise ConfigError(
         f"{key!r} is swept by get_hyper() of {config_file.source}, so overriding it would make "
         "settings alike. Edit the sweep, or run one setting by `python -m <family>.train` "
         "without --wid."
       )
-  # Settings and names are compared on one scratch config: a sweep may have 100,000 of them.
-  scratch = config_file.get_config()
-  set_values(scratch, overrides or {})
-  seen: dict[str, tuple[int, str]] = {}
+  return settings
+
+
+def _refuse_duplicates(units: Sequence[WorkUnit]) -> None:
+  # Whole configs are compared: a setting that only spells out a default is the same setting.
+  configs: dict[str, int] = {}
   names: dict[str, int] = {}
-  for wid, setting in enumerate(settings):
-    before = {key: copy.copy(get_value(scratch, key)) for key in setting}
-    set_values(scratch, setting)
-    identity = repr(sorted((k, get_value(scratch, k)) for k in setting))
-    name = config_file.get_cfg_str(scratch)
-    set_values(scratch, before)
-    if identity in seen:
+  for unit in units:
+    digest = hashlib.sha256(json.dumps(unit.config, sort_keys=True).encode()).hexdigest()
+    first = configs.setdefault(digest, unit.wid)
+    if first != unit.wid:
       raise ConfigError(
-        f"Settings {seen[identity][0]} and {wid} of the sweep are the same: {setting}."
+        f"Settings {first} and {unit.wid} of the sweep are the same: {unit.overrides}."
       )
-    if name in names:
+    first = names.setdefault(unit.runname, unit.wid)
+    if first != unit.wid:
       raise ConfigError(
-        f"Settings {names[name]} and {wid} of the sweep have the same run name {name!r}: "
+        f"Settings {first} and {unit.wid} of the sweep have the same run name {unit.runname!r}: "
         "let get_cfg_str() name every swept key."
       )
-    seen[identity] = (wid, name)
-    names[name] = wid
-  return settings
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -404,6 +407,8 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
       return {k: convert(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
       return [convert(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ConfigError(f"A config's numbers are finite, so that JSON can hold them; not {value}.")
     if value is None or isinstance(value, (bool, int, float, str)):
       return value
     raise ConfigError(f"A config holds numbers, strings, booleans and lists; not {value!r}.")
