@@ -1,19 +1,21 @@
 """Command lines: absl flags and config overrides, with errors that name the fix.
 
 Flags live in a FlagValues of their own, so commands can be run and tested within one process.
+Overrides (`--config.a.b=value`) are typed by the config itself, not by what the text looks like.
 """
 
+import ast
 import sys
 from collections.abc import Sequence
 from typing import Any, Callable, NoReturn, Optional
 
 from absl import flags
-from ml_collections import config_flags
 
 from common import hyper
 
 # What absl itself defines and the published commands use.
 _ABSL_FLAGS = ("alsologtostderr", "logtostderr", "verbosity", "v", "stderrthreshold")
+_ABSL_VALUE_FLAGS = ("verbosity", "v", "stderrthreshold")
 
 
 class UsageError(Exception):
@@ -28,15 +30,20 @@ def fail(message: Any) -> NoReturn:
 
 def config_source(argv: Sequence[str]) -> Optional[str]:
   """The value of --config among `argv`, or None."""
+  source = None
   for i, arg in enumerate(argv):
     for dashes in ("--", "-"):
+      given = None
       if arg.startswith(f"{dashes}config="):
-        return arg.split("=", 1)[1]
-      if arg == f"{dashes}config":
-        if i + 1 == len(argv):
-          raise UsageError("--config needs a file: --config factorized/configs/bls2017.py")
-        return argv[i + 1]
-  return None
+        given = arg.split("=", 1)[1]
+      elif arg == f"{dashes}config":
+        given = argv[i + 1] if i + 1 < len(argv) else ""
+      if given == "":
+        raise UsageError("--config needs a file: --config factorized/configs/bls2017.py")
+      if given is not None and source is not None:
+        raise UsageError("--config is given twice.")
+      source = given if given is not None else source
+  return source
 
 
 def parse(
@@ -68,22 +75,26 @@ def parse(
     "alsologtostderr", False, "Accepted for compatibility: logs always go there.",
     flag_values=values,
   )  # fmt: skip
-  argv = _without_absl_flags(list(argv))
+  argv = _without_absl_flags(_joined(list(argv), values, allow_config))
   if any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv):
     _print_help(values, usage, allow_config)
     sys.exit(0)
-  source = config_source(argv) if allow_config else None
   config_file = None
-  names: list[str] = []
-  if source is not None:
-    config_file = hyper.load(source)
-    config = config_file.get_config()
-    argv, names = _split_overrides(_without_config(argv), config)
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
-  elif any(a.lstrip("-").startswith("config.") for a in argv):
-    raise UsageError("--config.<key> overrides need --config FILE before them.")
+  overrides: dict[str, Any] = {}
+  if allow_config:
+    source = config_source(argv)
+    config_args = [a for a in argv if _config_key(a) is not None]
+    if source is not None:
+      config_file = hyper.load(source)
+      overrides = _overrides(argv, config_file.get_config())
+    elif config_args:
+      raise UsageError(f"{config_args[0]} overrides a config; name it with --config FILE.")
+    argv = [a for a in argv if not _is_config(a) and a not in config_args]
   try:
     rest = values(["program", *argv])[1:]
+  except flags.UnrecognizedFlagError as e:
+    known = [name for name in sorted(values) if name not in ("h", "alsologtostderr")]
+    raise UsageError(f"{e}. Known: {', '.join(f'--{name}' for name in known)}.") from e
   except (flags.Error, ValueError, TypeError) as e:
     raise UsageError(f"{e} (see --help)") from e
   if rest:
@@ -91,50 +102,118 @@ def parse(
       f"Left over on the command line: {' '.join(rest)}. Flags are written --name=value; "
       "booleans too: --config.a.b=False."
     )
-  overrides: dict[str, Any] = {}
-  if config_file is not None:
-    given = values["config"].override_values  # type: ignore[attr-defined]
-    overrides = {name: None if name in names else given[name] for name in [*given, *names]}
   return values, config_file, overrides
 
 
+def _joined(argv: list[str], values: flags.FlagValues, allow_config: bool) -> list[str]:
+  """`--name value` as `--name=value`, so that a value is never taken for a flag."""
+  joined: list[str] = []
+  i = 0
+  while i < len(argv):
+    arg, name = argv[i], argv[i].lstrip("-")
+    takes_value = name in values and not values[name].boolean
+    takes_value = takes_value or (allow_config and name == "config")
+    if arg.startswith("-") and takes_value and i + 1 < len(argv):
+      joined.append(f"--{name}={argv[i + 1]}")
+      i += 1
+    else:
+      joined.append(arg)
+    i += 1
+  return joined
+
+
 def _without_absl_flags(argv: list[str]) -> list[str]:
-  kept = []
-  for arg in argv:
-    name = arg.lstrip("-").split("=", 1)[0]
-    if arg.startswith("-") and name in _ABSL_FLAGS:
-      continue
-    kept.append(arg)
-  return kept
-
-
-def _without_config(argv: Sequence[str]) -> list[str]:
   kept, skip = [], False
   for arg in argv:
+    name, _, value = arg.lstrip("-").partition("=")
     if skip:
       skip = False
-    elif arg in ("--config", "-config"):
-      skip = True
-    elif not arg.startswith(("--config=", "-config=")):
+    elif arg.startswith("-") and name in _ABSL_FLAGS:
+      skip = name in _ABSL_VALUE_FLAGS and not value
+    else:
       kept.append(arg)
   return kept
 
 
-def _split_overrides(argv: Sequence[str], config: Any) -> tuple[list[str], list[str]]:
-  """Checks each override's key; takes out those that set an optional field to None."""
-  kept, nones = [], []
-  for arg in argv:
-    if arg.startswith(("--config.", "-config.")):
-      key, _, value = arg.lstrip("-")[len("config.") :].partition("=")
-      current = hyper.get_value(config, key)
-      if hasattr(current, "keys"):
-        hyper.set_values(config, {key: None})  # Raises, and names the members of the group.
-      if value in ("None", "none"):
-        hyper.set_values(config, {key: None})
-        nones.append(key)
-        continue
-    kept.append(arg)
-  return kept, nones
+def _is_config(arg: str) -> bool:
+  return arg in ("--config", "-config") or arg.startswith(("--config=", "-config="))
+
+
+def _config_key(arg: str) -> Optional[str]:
+  """The dotted key of an argument that overrides a config's value, else None."""
+  name = arg.lstrip("-").split("=", 1)[0]
+  for prefix in ("config.", "noconfig."):
+    if arg.startswith("-") and name.startswith(prefix):
+      return name[len(prefix) :]
+  return None
+
+
+def _overrides(argv: list[str], config: Any) -> dict[str, Any]:
+  """The config's overrides among `argv`, checked and typed; values after a blank are joined."""
+  overrides: dict[str, Any] = {}
+  i = 0
+  while i < len(argv):
+    arg, key = argv[i], _config_key(argv[i])
+    i += 1
+    if key is None:
+      continue
+    current = hyper.get_value(config, key)
+    if hasattr(current, "keys"):
+      hyper.set_values(config, {key: None})  # Raises, and names the members of the group.
+    kind = _kind(config, key)
+    negated = arg.lstrip("-").startswith("noconfig.")
+    if "=" in arg and not negated:
+      text = arg.split("=", 1)[1]
+    elif kind is bool and "=" not in arg:
+      text = "False" if negated else "True"
+    elif negated:
+      raise UsageError(f"{arg}: --noconfig.x is for booleans, and takes no value.")
+    elif i < len(argv) and not argv[i].startswith("--"):
+      text = argv.pop(i)
+    else:
+      raise UsageError(f"{arg} needs a value: {arg}=VALUE.")
+    value = _parsed(key, kind, text)
+    hyper.set_values(config, {key: value})
+    overrides.pop(key, None)  # The last one counts, and takes its place in the order.
+    overrides[key] = value
+  return overrides
+
+
+def _kind(config: Any, key: str) -> type:
+  *groups, last = key.split(".")
+  for group in groups:
+    config = config[group]
+  return config.get_type(last)
+
+
+def _parsed(key: str, kind: type, text: str) -> Any:
+  """`text` as the type that the config has at `key`."""
+  if text in ("None", "none"):
+    return None
+  if kind is str:
+    return text
+  if kind is bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+      raise UsageError(f"--config.{key}={text}: a boolean is True or False.")
+    return text.lower() in ("true", "1")
+  if kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError as e:
+      what = "a whole number" if kind is int else "a number"
+      raise UsageError(f"--config.{key}={text}: needs {what}.") from e
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError) as e:
+    if kind is type(None):
+      return text
+    raise UsageError(
+      f"--config.{key}={text}: needs a {kind.__name__}, written as in Python: "
+      f"'--config.{key}=(1, 2)', strings in quotes."
+    ) from e
+  if kind in (tuple, list):
+    return kind(value) if isinstance(value, (tuple, list)) else kind([value])
+  return value
 
 
 def _print_help(values: flags.FlagValues, usage: str, allow_config: bool) -> None:
@@ -144,7 +223,8 @@ def _print_help(values: flags.FlagValues, usage: str, allow_config: bool) -> Non
     flag = values[name]
     if name in ("alsologtostderr", "h") or flag.name != name:
       continue
-    default = "" if flag.default in (None, False, "", []) else f" (default: {flag.default})"
+    unset = flag.default is None or flag.default is False or flag.default in ("", [])
+    default = "" if unset else f" (default: {flag.default})"
     print(f"  --{name}: {flag.help}{default}")
   if allow_config:
     print("  --config.<key>=<value>: override one value of the config, e.g.")
