@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Optional, Union
 
 from common import hyper
@@ -41,9 +41,64 @@ EXIT_RESUME = 75
 
 SCHEMA_VERSION = 1
 
+_LOCK_ATTEMPTS = 5
+
 
 class RunError(RuntimeError):
   """A run directory cannot be used as asked; the message names the fix."""
+
+
+@contextlib.contextmanager
+def holding(path: PathLike, what: str) -> Iterator[None]:
+  """Holds a lock file; the system lets go of it when the process ends, however it ends.
+
+  Args:
+    path: The lock file; made where missing, never removed.
+    what: What the lock protects, for the message: "The run train_xms/1/wid=0".
+
+  Raises:
+    RunError: Another process holds it; the message names that process.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a+") as f:
+    for attempt in range(_LOCK_ATTEMPTS):
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except OSError as e:
+        if e.errno not in (errno.EAGAIN, errno.EACCES):
+          raise
+        if attempt + 1 < _LOCK_ATTEMPTS:
+          time.sleep(0.02)  # `lock_holder` of another process may be looking just now.
+          continue
+        f.seek(0)
+        raise RunError(
+          f"{what} is in use by {f.read().strip() or 'another process'}. "
+          "Wait for it or stop it; two processes never share a run directory."
+        ) from e
+    f.truncate(0)
+    f.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
+    f.flush()
+    try:
+      yield
+    finally:
+      f.truncate(0)
+
+
+def lock_holder(path: PathLike) -> Optional[str]:
+  """Who holds a lock file ("process 12 on host since ..."), or None where nobody does."""
+  try:
+    with pathlib.Path(path).open() as f:
+      try:
+        fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+      except OSError as e:
+        if e.errno not in (errno.EAGAIN, errno.EACCES):
+          raise
+        return f.read().strip() or "another process"
+  except FileNotFoundError:
+    pass
+  return None
 
 
 def atomic_write(path: PathLike, data: Union[str, bytes]) -> None:
@@ -88,10 +143,15 @@ def read_json(path: PathLike) -> Any:
     raise RunError(f"Record {str(path)!r} is not JSON ({e}); it was damaged or edited.") from e
 
 
+def json_line(record: Mapping[str, Any]) -> str:
+  """One line of a JSON-lines file."""
+  return json.dumps(record) + "\n"
+
+
 def append_jsonl(path: PathLike, record: dict[str, Any]) -> None:
   """Appends one line; a torn last line (from a kill or a full disk) is closed off first."""
   path = pathlib.Path(path)
-  line = json.dumps(record) + "\n"
+  line = json_line(record)
   with path.open("ab+") as f:
     f.seek(0, os.SEEK_END)
     if f.tell():
@@ -182,6 +242,16 @@ class RunDir:
     return self.path / "lock"
 
   @property
+  def supervisor_lock_file(self) -> pathlib.Path:
+    """Held (flock) by the supervisor that runs this run's task (common/supervise.py)."""
+    return self.path / "supervisor.lock"
+
+  @property
+  def cancel_file(self) -> pathlib.Path:
+    """Its presence says that the run was cancelled: whoever would run it, records so instead."""
+    return self.path / "cancel"
+
+  @property
   def log_file(self) -> pathlib.Path:
     """The task's standard output and error, all attempts."""
     return self.path / "log.txt"
@@ -247,14 +317,14 @@ class RunDir:
     return hyper.WorkUnit.from_json(self.read_record()["work_unit"])
 
   def write_state(self, state: str, **facts: Any) -> None:
-    """Records the run's state, whole; facts given before are kept unless given anew."""
+    """Records the run's state, whole; facts given before are kept, a fact of None is dropped."""
     if state not in STATES:
       raise ValueError(f"Unknown state {state!r}. Known: {', '.join(STATES)}.")
     record = self.read_state()
     if state != record.get("state"):
       record.pop("reason", None)
     record.update(facts, state=state, time=time.time())
-    write_json(self.state_file, record)
+    write_json(self.state_file, {k: v for k, v in record.items() if v is not None})
 
   def read_state(self) -> dict[str, Any]:
     """The state record; empty where none was written."""
@@ -279,25 +349,8 @@ class RunDir:
     Raises:
       RunError: Another process holds it; the message names that process.
     """
-    self.path.mkdir(parents=True, exist_ok=True)
-    with self.lock_file.open("a+") as f:
-      try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as e:
-        if e.errno not in (errno.EAGAIN, errno.EACCES):
-          raise
-        f.seek(0)
-        raise RunError(
-          f"{self.path} is being written by {f.read().strip() or 'another process'}. "
-          "Wait for it or stop it; two processes never share a run directory."
-        ) from e
-      f.truncate(0)
-      f.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-      f.flush()
-      try:
-        yield
-      finally:
-        f.truncate(0)
+    with holding(self.lock_file, f"The run {self.path}"):
+      yield
 
 
 def find_runs(pattern: str) -> list[RunDir]:
@@ -368,15 +421,27 @@ def _cpu_name() -> str:
   return platform.processor()
 
 
-def git_state(folder: PathLike) -> dict[str, Any]:
-  """`{"commit": hash or None, "dirty": bool or None}` of a checkout; None outside of one."""
+def git_state(folder: PathLike, recorded: bool = True) -> dict[str, Any]:
+  """`{"commit": hash or None, "dirty": bool or None}` of a checkout; None outside of one.
+
+  A job runs a source snapshot, which is no checkout: NTC_COMMIT and NTC_DIRTY, which the launcher
+  sets for its jobs, are believed before git. `recorded=False` asks git alone.
+  """
+  if recorded and "NTC_COMMIT" in os.environ:
+    dirty = os.environ.get("NTC_DIRTY", "")
+    return {
+      "commit": os.environ["NTC_COMMIT"] or None,
+      "dirty": {"0": False, "1": True}.get(dirty),
+    }
 
   def git(*args: str) -> Optional[str]:
     if shutil.which("git") is None:
       return None
+    # Without --no-optional-locks, `git status` would rewrite the user's index.
     done = subprocess.run(
-      ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
-    )
+      ["git", "--no-optional-locks", "-C", str(folder), *args],
+      capture_output=True, text=True, check=False,
+    )  # fmt: skip
     return done.stdout if done.returncode == 0 else None
 
   commit = git("rev-parse", "HEAD")
