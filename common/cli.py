@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 # What an entry point gives: checks a config by building its codec, and runs the job.
 RunJob = Callable[[Job], Any]
-CheckConfig = Callable[[Any], None]
+CheckUnit = Callable[[hyper.WorkUnit], None]
 
 
 def process_start() -> float:
@@ -38,7 +38,7 @@ def main(
   family: str,
   task: str,
   run_job: RunJob,
-  check: CheckConfig,
+  check: CheckUnit,
   argv: Optional[Sequence[str]] = None,
 ) -> None:
   """Runs `python -m <family>.<task>` and exits.
@@ -47,8 +47,8 @@ def main(
     family: The entropy-model folder.
     task: "train" or "itinf".
     run_job: The loop.
-    check: Raises ValueError or TypeError for a config that cannot run; called before anything is
-      written.
+    check: Raises ValueError, TypeError or RuntimeError for a work unit that cannot run; called
+      before anything is written.
     argv: Arguments; default sys.argv[1:].
 
   Exit codes: 0 done; 1 failed, state FAILED with the reason; 2 the command line or config is
@@ -57,7 +57,7 @@ def main(
   sys.exit(_main(family, task, run_job, check, list(sys.argv[1:] if argv is None else argv)))
 
 
-def _main(family: str, task: str, run_job: RunJob, check: CheckConfig, argv: list[str]) -> int:
+def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[str]) -> int:
   began = process_start()
   try:
     values, config_file, overrides = flags.parse(argv, _define_flags(task), _usage(family, task))
@@ -67,11 +67,11 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckConfig, argv: lis
       print(f"{run.path} is DONE already. For another run choose another --xid.")
       return 0
     set_up_process()
-    check(hyper.to_config(unit.config))
+    check(unit)
     if run is None:
       run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
     run.create(unit, run.path.parent.name)
-  except (flags.UsageError, hyper.ConfigError, runs.RunError, ValueError, TypeError, OSError) as e:
+  except (flags.UsageError, ValueError, TypeError, RuntimeError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
   job = Job(unit, run, began)

@@ -10,6 +10,8 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 import numpy as np
 import tensorflow as tf
 
+from common.profiling import Stage
+
 
 class Latent(NamedTuple):
   """One latent tensor as the encoder infers it.
@@ -74,18 +76,6 @@ class Codec(abc.ABC):
       common.bitstream.BitstreamError: The data is damaged, truncated, hostile, or was made by
         another model. Never a wrong picture.
     """
-
-
-class Stage(NamedTuple):
-  """A named part of a codec, for FLOPs and timing.
-
-  Attributes:
-    layers: What `common.profiling` counts.
-    resolution: Image pixels along a side per position of the stage's input.
-  """
-
-  layers: tf.Module
-  resolution: int
 
 
 class _Graphs:

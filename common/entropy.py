@@ -198,17 +198,17 @@ class FactorizedPrior(tf.Module):
     """
     variables = {v.name.split("/")[-1].split(":")[0]: v for v in self.distribution.variables}
     num_layers = len(self.distribution.base.num_filters) + 1
-    # Equal weights and factors of 0: the network is then linear, logits = x / scale. The biases keep
-    # their random part, which tells the hidden units apart.
+    # Equal weights and factors of 0: the network is then linear, logits = x / scale. The biases
+    # keep their random part, which tells the hidden units apart.
     scale = np.sqrt(3.0) / np.pi * np.maximum(spread, 0.1)  # Of a logistic of that deviation.
     per_layer = scale ** (-1.0 / num_layers)
     for i in range(num_layers):
       matrix = variables[f"matrix_{i}"]
-      width = matrix.shape[1]
-      value = np.broadcast_to((per_layer / width)[:, None, None], matrix.shape)
+      value = np.broadcast_to((per_layer / matrix.shape[1])[:, None, None], matrix.shape)
       matrix.assign(_inverse_softplus(value))
-      if i == 0:
-        variables["bias_0"].assign_sub(value[:, :, :1] * centre[:, None, None])
+    # The last bias puts the median, where the logit is 0, onto the centre.
+    logits = self._logits_float64()(np.asarray(centre, np.float64)[None])[0]
+    variables[f"bias_{num_layers - 1}"].assign_sub(logits[:, None, None])
 
   def symbols(self, y: tf.Tensor) -> np.ndarray:
     """The integers that stand for `y` [B, h, w, channels]: round(y - offset), int32."""

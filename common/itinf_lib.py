@@ -36,8 +36,9 @@ from common.job import Job
 _LOG = logging.getLogger(__name__)
 
 
-def check(config: Any, build: BuildCodec) -> None:
-  """Raises for a config that cannot run: unknown method, data or run that is not there."""
+def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
+  """Raises for a work unit that cannot run: unknown method, data or run that is not there."""
+  config = hyper.to_config(unit.config)
   options = config.train_eval_config
   if options.num_steps < 1 or config.data_config.batchsize < 1:
     raise ValueError("train_eval_config.num_steps and data_config.batchsize must be 1 or more.")
@@ -168,7 +169,7 @@ class _LatentOptimizer:
   def learning_rate(self, step: int) -> float:
     return self._learning_rate * (0.1 if step >= self._decay_after else 1.0)
 
-  def scheduled(self, step: int) -> tuple[np.ndarray, ...]:
+  def scheduled(self, step: int) -> tuple[np.int32, np.float32, np.float32]:
     """What a compiled step takes beside the variables: step, learning rate, temperature."""
     return (
       np.int32(step),
@@ -296,7 +297,7 @@ def _finish(
   lines = "".join(runs.json_line(h) for h in history)
   runs.atomic_write(folder / "metrics.jsonl", lines)
   with (folder / ".latents.npz.tmp").open("wb") as f:
-    np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})  # type: ignore[arg-type]
+    np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})
   (folder / ".latents.npz.tmp").replace(folder / "latents.npz")
   runs.atomic_write(folder / "image.ntc", data_bytes)
   Image.fromarray(decoded).save(folder / "reconstruction.png")

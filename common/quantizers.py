@@ -50,8 +50,8 @@ def make_quantizer(name: str) -> MakeQuantizer:
 def _register(name: str) -> Callable[[Callable[..., Quantized]], Callable[..., Quantized]]:
   def decorate(function: Callable[..., Quantized]) -> Callable[..., Quantized]:
     def factory(seed: Optional[Seed] = None, temperature: Optional[tf.Tensor] = None) -> Quantizer:
-      def quantizer(latent: str, loc: tf.Tensor, offset: tf.Tensor) -> Quantized:
-        return function(loc, offset, _uniform(seed, latent), temperature)
+      def quantizer(name: str, loc: tf.Tensor, offset: tf.Tensor) -> Quantized:
+        return function(loc, offset, _uniform(seed, name), temperature)
 
       return quantizer
 

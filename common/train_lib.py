@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import checkpoints as checkpoints_lib
-from common import data, quantizers, rd, runs, schedules, writers
+from common import data, hyper, quantizers, rd, runs, schedules, writers
 from common.codec import BuildCodec, TrainableCodec
 from common.job import Job
 
@@ -81,12 +81,13 @@ def make_train_step(state: TrainState, config: Any):
   return train_step
 
 
-def check(config: Any, build: BuildCodec) -> None:
-  """Raises for a config that cannot be trained: unknown names, data that are not there, sizes.
+def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
+  """Raises for a work unit that cannot be trained: unknown names, data that are not there, sizes.
 
   Raises:
-    ValueError, TypeError: The message lists what is known.
+    ValueError, TypeError, RuntimeError: The message lists what is known.
   """
+  config = hyper.to_config(unit.config)
   options = config.train_eval_config
   for key in (
     "num_steps", "log_metrics_every_steps", "checkpoint_every_steps", "eval_every_steps",
@@ -103,7 +104,7 @@ def check(config: Any, build: BuildCodec) -> None:
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
   build(config.model_config)
   if options.warm_start:
-    checkpoints_lib.find(options.warm_start, options.warm_start_wid)
+    checkpoints_lib.find(options.warm_start, _warm_start_wid(config, unit.wid))
 
 
 def train(job: Job, build: BuildCodec) -> dict[str, float]:
@@ -210,11 +211,17 @@ def _restore_or_warm_start(state: TrainState, ckpts: checkpoints_lib.Checkpoints
     _LOG.info("Resumed at step %d from %s.", own, ckpts.path(own))
     return own
   if options.warm_start:
-    wid = options.warm_start_wid if options.warm_start_wid is not None else job.unit.wid
-    found, step = checkpoints_lib.find(options.warm_start, wid)
+    found, step = checkpoints_lib.find(
+      options.warm_start, _warm_start_wid(job.config, job.unit.wid)
+    )
     found.restore(weights_only(state.codec), step)
     _LOG.info("Warm start from %s.", found.path(step))
   return 0
+
+
+def _warm_start_wid(config: Any, own: int) -> int:
+  given = config.train_eval_config.warm_start_wid
+  return own if given is None else int(given)
 
 
 def _checked(pending: list[tuple[int, dict[str, tf.Tensor]]]) -> dict[str, float]:

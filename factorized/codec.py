@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from common import bitstream, dct_init, entropy, quantizers, rd, transforms
-from common.codec import Coded, Latent, Latents, Quantizer, Stage, TrainableCodec
+from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
+from common.profiling import Stage
 
 FAMILY = "factorized"
 

@@ -3,12 +3,12 @@
 from common import cli
 
 
-def check(config):
-  """Raises for a config that cannot run, before anything is written."""
+def check(unit):
+  """Raises for a work unit that cannot run, before anything is written."""
   from common import itinf_lib
   from factorized.codec import build
 
-  itinf_lib.check(config, build)
+  itinf_lib.check(unit, build)
 
 
 def run(job):

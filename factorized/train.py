@@ -3,12 +3,12 @@
 from common import cli
 
 
-def check(config):
-  """Raises for a config that cannot be trained, before anything is written."""
+def check(unit):
+  """Raises for a work unit that cannot be trained, before anything is written."""
   from common import train_lib
   from factorized.codec import build
 
-  train_lib.check(config, build)
+  train_lib.check(unit, build)
 
 
 def run(job):

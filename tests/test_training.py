@@ -1,0 +1,328 @@
+"""Training runs: what they leave behind, and that interruptions change nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import checkpoints, cli, runs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = str(ROOT / "factorized/configs/bls2017.py:tiny")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("pictures")
+  random = np.random.default_rng(0)
+  for i in range(5):
+    y, x = np.mgrid[:48, :64] / 8.0
+    base = 128 + 60 * np.sin(x * (i + 1) / 3 + y) + random.normal(0, 5, [48, 64])
+    picture = np.clip(np.stack([base, 0.7 * base + 30, 220 - base / 2], -1), 0, 255)
+    Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i}.png")
+  return folder
+
+
+def _arguments(pictures, experiments, *more, steps=6):
+  settings = {
+    "train_data_config.dataset": str(pictures),
+    "train_data_config.patchsize": 32,
+    "train_data_config.batchsize": 2,
+    "train_data_config.val_split": 0.4,
+    "val_data_config.patchsize": 32,
+    "val_data_config.batchsize": 2,
+    "train_eval_config.num_steps": steps,
+    "train_eval_config.checkpoint_every_steps": 2,
+    "train_eval_config.eval_every_steps": 3,
+    "train_eval_config.log_metrics_every_steps": 1,
+    "model_config.analysis.num_filters": 6,
+    "model_config.synthesis.num_filters": 6,
+  }
+  overrides = [f"--config.{k}={v}" for k, v in settings.items()]
+  return ["--config", CONFIG, "--experiments_dir", str(experiments), *overrides, *more]
+
+
+def _train(argv):
+  """In this process; returns the exit code."""
+  from factorized import train
+
+  with pytest.raises(SystemExit) as e:
+    cli.main("factorized", "train", train.run, train.check, argv)
+  return e.value.code
+
+
+def _start(argv, **environment):
+  return subprocess.Popen(
+    [sys.executable, "-m", "factorized.train", *argv],
+    cwd=ROOT,
+    env={**os.environ, "NTC_NUM_THREADS": "1", **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _only_run(experiments):
+  (path,) = experiments.glob("*/wid=*")
+  return runs.RunDir.open(path)
+
+
+def _weights(run):
+  import tensorflow as tf
+
+  step = checkpoints.Checkpoints(run.checkpoints_dir).latest()
+  prefix = str(run.checkpoints_dir / f"step-{step:08d}" / "state")
+  return {
+    name: tf.train.load_variable(prefix, name)
+    for name, _ in tf.train.list_variables(prefix)
+    if "OBJECT_GRAPH" not in name
+  }
+
+
+def _assert_same_weights(a, b):
+  assert a.keys() == b.keys() and len(a) > 20
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def unbroken(pictures, tmp_path_factory):
+  """A run of 6 steps that nothing disturbed."""
+  experiments = tmp_path_factory.mktemp("unbroken")
+  assert _train(_arguments(pictures, experiments, "--xid", "1")) == 0
+  return _only_run(experiments)
+
+
+def test_a_run_leaves_everything_that_its_users_expect(unbroken):
+  assert unbroken.path.name == "wid=0-rd_lambda=0.01-num_filters=6"
+  state = unbroken.read_state()
+  assert state["state"] == "DONE" and state["step"] == state["num_steps"] == 6
+  unit = unbroken.read_work_unit()
+  assert unit.overrides["train_eval_config.num_steps"] == 6
+  assert unit.config["optimizer_config"]["decay_after_steps"] == 4  # 80% of 6: follows num_steps.
+  (environment,) = runs.read_json(unbroken.environment_file)
+  assert {"commit", "host", "python", "packages", "argv", "time"} <= set(environment)
+  assert environment["packages"]["tensorflow"] == "2.14.1"
+  records = runs.read_jsonl(unbroken.metrics_file)
+  train = [r for r in records if r["split"] == "train"]
+  assert [r["step"] for r in train] == [1, 2, 3, 4, 5, 6]
+  assert {"loss", "bpp", "mse", "psnr_db", "learning_rate", "rd_lambda"} <= set(train[0])
+  assert [r["step"] for r in records if r["split"] == "val"] == [3, 6]
+  assert list(unbroken.tensorboard_dir.glob("events.*"))
+  pictures = sorted(p.name for p in unbroken.images_dir.iterdir())
+  assert pictures[0] == "step-00000003-0.png"
+  with Image.open(unbroken.images_dir / pictures[0]) as picture:
+    assert picture.size == (64, 32)  # Original and reconstruction side by side.
+  assert checkpoints.Checkpoints(unbroken.checkpoints_dir).best()["step"] in (3, 6)
+
+
+def test_same_seed_same_weights_and_another_seed_others(unbroken, pictures, tmp_path):
+  assert _train(_arguments(pictures, tmp_path / "a")) == 0
+  _assert_same_weights(_weights(unbroken), _weights(_only_run(tmp_path / "a")))
+  other = _arguments(pictures, tmp_path / "b", "--config.train_eval_config.seed=1")
+  assert _train(other) == 0
+  a, b = _weights(unbroken), _weights(_only_run(tmp_path / "b"))
+  assert any(np.any(a[k] != b[k]) for k in a)
+
+
+def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictures, tmp_path):
+  """As after a kill at step 5 and a full disk at step 4: goes on from step 3."""
+  import shutil
+
+  copied = tmp_path / "1" / unbroken.path.name
+  shutil.copytree(unbroken.path, copied)
+  run = runs.RunDir.open(copied)
+  ckpts = checkpoints.Checkpoints(run.checkpoints_dir)
+  assert ckpts.steps() == [2, 3, 4, 6]
+  shutil.rmtree(ckpts.path(6))
+  data = next(ckpts.path(4).glob("*.data-*"))
+  data.write_bytes(data.read_bytes()[:100])
+  run.write_state("RUNNING")
+  assert _train(["--workdir", str(copied)]) == 0
+  assert run.read_state()["state"] == "DONE"
+  _assert_same_weights(_weights(unbroken), _weights(run))
+  assert [r["step"] for r in runs.read_jsonl(run.metrics_file) if r["split"] == "train"] == [
+    1, 2, 3, 4, 5, 6, 4, 5, 6,
+  ]  # fmt: skip
+
+
+def test_a_done_run_is_left_alone(unbroken, pictures, capsys):
+  before = unbroken.state_file.read_bytes()
+  assert _train(["--workdir", str(unbroken.path)]) == 0
+  argv = _arguments(pictures, unbroken.path.parent.parent, "--xid", "1")
+  assert _train(argv) == 0
+  assert unbroken.state_file.read_bytes() == before
+  assert "DONE already" in capsys.readouterr().out
+
+
+def test_another_config_in_the_same_place_is_refused(unbroken, pictures, capsys):
+  argv = _arguments(pictures, unbroken.path.parent.parent, "--xid", "1", steps=9)
+  assert _train(argv) == 2
+  assert "train_eval_config.num_steps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run(
+  pictures, tmp_path
+):
+  steps = 40
+  argv = _arguments(pictures, tmp_path / "killed", "--xid", "1", steps=steps)
+  kills = 0
+  for attempt in range(40):
+    process = _start(argv)
+    run_dirs = lambda: list((tmp_path / "killed").glob("1/wid=*"))  # noqa: E731
+    # Not at a chosen step: some time after the first steps of this attempt.
+    begun = time.monotonic()
+    first = None
+    while process.poll() is None and time.monotonic() - begun < 120:
+      records = runs.read_jsonl(runs.RunDir(run_dirs()[0]).metrics_file) if run_dirs() else []
+      first = len(records) if first is None else first
+      if len(records) > first + 1 + 2 * attempt and kills < 3:
+        process.send_signal(signal.SIGKILL)
+        kills += 1
+        break
+      time.sleep(0.01)
+    code = process.wait()
+    if code == 0:
+      break
+    assert code == -signal.SIGKILL, process.stdout.read()
+  assert kills >= 2, "It ended too soon to be killed."
+  run = _only_run(tmp_path / "killed")
+  assert run.read_state()["state"] == "DONE"
+  assert len(runs.read_json(run.environment_file)) == kills + 1
+  process = _start(_arguments(pictures, tmp_path / "whole", "--xid", "1", steps=steps))
+  output, _ = process.communicate()
+  assert process.returncode == 0, output
+  _assert_same_weights(_weights(_only_run(tmp_path / "whole")), _weights(run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda s: s.name)
+def test_asked_to_stop_it_saves_its_state_and_exits_75(pictures, tmp_path, number):
+  argv = _arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
+  argv.append("--config.train_eval_config.checkpoint_every_steps=90000")
+  argv.append("--config.train_eval_config.eval_every_steps=90000")
+  process = _start(argv)
+  while not any(runs.read_jsonl(p) for p in tmp_path.glob("1/wid=*/metrics.jsonl")):
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.05)
+  process.send_signal(number)
+  assert process.wait(60) == runs.EXIT_RESUME
+  run = _only_run(tmp_path)
+  state = run.read_state()
+  assert state["state"] == "REQUEUED" and state["step"] > 0
+  assert checkpoints.Checkpoints(run.checkpoints_dir).latest() == state["step"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(pictures, tmp_path):
+  argv = _arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
+  first = _start(argv)
+  try:
+    while not any(runs.read_jsonl(p) for p in tmp_path.glob("1/wid=*/metrics.jsonl")):
+      assert first.poll() is None, first.stdout.read()
+      time.sleep(0.05)
+    second = _start(argv)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"process {first.pid}" in output
+    assert _only_run(tmp_path).read_state()["state"] == "RUNNING"
+  finally:
+    first.kill()
+    first.wait()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
+  pictures, tmp_path, capsys
+):
+  argv = _arguments(pictures, tmp_path, "--config.optimizer_config.learning_rate=1e30")
+  assert _train(argv) == 1
+  run = _only_run(tmp_path)
+  state = run.read_state()
+  assert state["state"] == "FAILED" and "is not finite" in state["reason"]
+  assert "Step " in state["reason"] and "loss" in state["reason"]
+
+
+@pytest.mark.parametrize(
+  "override,expected",
+  [
+    ("--config.model_config.rd_lamda=1", "rd_lambda"),
+    ("--config.optimizer_config.schedule=cosin", "Known: constant, piecewise, cosine"),
+    ("--config.model_config.quantizer=noise", "Known: mixedq"),
+    ("--config.model_config.analysis.name=BLS2018Analysis", "BLS2017Analysis"),
+    ("--config.model_config.init=dtc", "Known: random, dct"),
+    ("--config.train_data_config.dataset=kodac", "kodak"),
+    ("--config.train_data_config.batchsize=0", "batchsize"),
+    ("--config.train_eval_config.num_steps=0", "num_steps"),
+    ("--config.train_eval_config.num_steps=many", "num_steps"),
+    ("--config.model_config.rd_lambda=-1", "rd_lambda"),
+    ("--config.model_config.synthesis.num_filters=7", "6 channels"),
+    ("--config.train_eval_config.warm_start=nowhere", "nowhere"),
+    ("--wid=12", "0 to 2"),
+    ("--nonsense=1", "nonsense"),
+    ("extra", "extra"),
+  ],
+)
+def test_bad_input_names_the_fix_before_anything_is_written(
+  pictures, tmp_path, capsys, override, expected
+):
+  assert _train([*_arguments(pictures, tmp_path / "x"), override]) == 2
+  error = capsys.readouterr().err
+  assert expected in error and "Traceback" not in error
+  assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_config_lists_those_that_there_are(tmp_path, capsys):
+  assert _train(["--config", str(ROOT / "factorized/configs/bls2018.py")]) == 2
+  assert "bls2017.py" in capsys.readouterr().err
+  assert _train(["--config", f"{CONFIG}x"]) == 2
+  assert "Known: tiny" in capsys.readouterr().err
+
+
+def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
+  argv = _arguments(pictures, tmp_path, "--wid", "2", steps=1)
+  assert _train(argv) == 0
+  run = _only_run(tmp_path)
+  assert run.path.name.startswith("wid=2-rd_lambda=0.0025")
+  assert run.read_work_unit().config["model_config"]["rd_lambda"] == 0.0025
+
+
+def test_warm_start_takes_the_weights_of_a_run(unbroken, pictures, tmp_path):
+  argv = _arguments(
+    pictures,
+    tmp_path,
+    f"--config.train_eval_config.warm_start={unbroken.path.parent}",
+    "--config.optimizer_config.learning_rate=0.0",
+    steps=1,
+  )
+  assert _train(argv) == 0
+  start, end = _weights(unbroken), _weights(_only_run(tmp_path))
+  kernels = [k for k in start if "kernel" in k and "optimizer" not in k]
+  assert len(kernels) == 6
+  for k in kernels:
+    np.testing.assert_array_equal(start[k], end[k])
+
+
+def test_help_needs_no_tensorflow():
+  code = (
+    "import sys; sys.argv[1:] = ['--help']\n"
+    "import runpy\n"
+    "try: runpy.run_module('factorized.train', run_name='__main__')\n"
+    "except SystemExit as e: assert e.code == 0\n"
+    "assert 'tensorflow' not in sys.modules"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "--workdir" in done.stdout
+
+
+def test_jsonl_records_are_json(unbroken):
+  for line in unbroken.metrics_file.read_text().splitlines():
+    json.loads(line)
