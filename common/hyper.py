@@ -83,6 +83,8 @@ def name_from(config: ml_collections.ConfigDict, keys: Sequence[str]) -> str:
     value = get_value(config, key)
     if isinstance(value, (list, tuple)):
       value = "_".join(str(v) for v in value)
+    elif isinstance(value, str):
+      value = value.rstrip("/").rsplit("/", 1)[-1]
     parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
   return "-".join(parts)
 

@@ -230,7 +230,8 @@ def _optimise_batch(
   """Optimises images of one shape; writes a folder for each and returns their records."""
   x = tf.concat([rd.to_batch(image) for _, image in batch], axis=0)
   variables, step = optimizer.prepare(x)
-  before = optimizer.costs({k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}, x)
+  initial = {k: Latent(tf.identity(v)) for k, v in variables.items()}
+  before = optimizer.costs(initial, x)
   history: list[dict[str, Any]] = []
   began = time.perf_counter()
   for number in range(optimizer.num_steps):
@@ -249,7 +250,7 @@ def _optimise_batch(
     else:
       report(number + 1, "")
   seconds = (time.perf_counter() - began) / len(batch)
-  latents = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+  latents = _better(optimizer, initial, before, variables, x)
   after = optimizer.costs(latents, x)
   return [
     _finish(
@@ -268,6 +269,22 @@ def _optimise_batch(
     )
     for i, (name, image) in enumerate(batch)
   ]
+
+
+def _better(
+  optimizer: _LatentOptimizer,
+  initial: Latents,
+  before: dict[str, np.ndarray],
+  variables: dict[str, tf.Variable],
+  x: tf.Tensor,
+) -> Latents:
+  """Each image's optimised latents, or the encoder's where rounding left those no better."""
+  optimised = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+  better = optimizer.costs(optimised, x)["loss"] < before["loss"]
+  return {
+    k: Latent(tf.where(better[:, None, None, None], v.loc, initial[k].loc))
+    for k, v in optimised.items()
+  }
 
 
 def _finish(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -12,50 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import checkpoints, cli, runs
+from common import checkpoints, runs
+from tests.conftest import ROOT, tiny_arguments, train
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "factorized/configs/bls2017.py:tiny")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("pictures")
-  random = np.random.default_rng(0)
-  for i in range(5):
-    y, x = np.mgrid[:48, :64] / 8.0
-    base = 128 + 60 * np.sin(x * (i + 1) / 3 + y) + random.normal(0, 5, [48, 64])
-    picture = np.clip(np.stack([base, 0.7 * base + 30, 220 - base / 2], -1), 0, 255)
-    Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i}.png")
-  return folder
-
-
-def _arguments(pictures, experiments, *more, steps=6):
-  settings = {
-    "train_data_config.dataset": str(pictures),
-    "train_data_config.patchsize": 32,
-    "train_data_config.batchsize": 2,
-    "train_data_config.val_split": 0.4,
-    "val_data_config.patchsize": 32,
-    "val_data_config.batchsize": 2,
-    "train_eval_config.num_steps": steps,
-    "train_eval_config.checkpoint_every_steps": 2,
-    "train_eval_config.eval_every_steps": 3,
-    "train_eval_config.log_metrics_every_steps": 1,
-    "model_config.analysis.num_filters": 6,
-    "model_config.synthesis.num_filters": 6,
-  }
-  overrides = [f"--config.{k}={v}" for k, v in settings.items()]
-  return ["--config", CONFIG, "--experiments_dir", str(experiments), *overrides, *more]
-
-
-def _train(argv):
-  """In this process; returns the exit code."""
-  from factorized import train
-
-  with pytest.raises(SystemExit) as e:
-    cli.main("factorized", "train", train.run, train.check, argv)
-  return e.value.code
 
 
 def _start(argv, **environment):
@@ -93,11 +52,9 @@ def _assert_same_weights(a, b):
 
 
 @pytest.fixture(scope="module")
-def unbroken(pictures, tmp_path_factory):
+def unbroken(trained_run):
   """A run of 6 steps that nothing disturbed."""
-  experiments = tmp_path_factory.mktemp("unbroken")
-  assert _train(_arguments(pictures, experiments, "--xid", "1")) == 0
-  return _only_run(experiments)
+  return trained_run
 
 
 def test_a_run_leaves_everything_that_its_users_expect(unbroken):
@@ -124,10 +81,10 @@ def test_a_run_leaves_everything_that_its_users_expect(unbroken):
 
 
 def test_same_seed_same_weights_and_another_seed_others(unbroken, pictures, tmp_path):
-  assert _train(_arguments(pictures, tmp_path / "a")) == 0
+  assert train(tiny_arguments(pictures, tmp_path / "a")) == 0
   _assert_same_weights(_weights(unbroken), _weights(_only_run(tmp_path / "a")))
-  other = _arguments(pictures, tmp_path / "b", "--config.train_eval_config.seed=1")
-  assert _train(other) == 0
+  other = tiny_arguments(pictures, tmp_path / "b", "--config.train_eval_config.seed=1")
+  assert train(other) == 0
   a, b = _weights(unbroken), _weights(_only_run(tmp_path / "b"))
   assert any(np.any(a[k] != b[k]) for k in a)
 
@@ -145,7 +102,7 @@ def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictu
   data = next(ckpts.path(4).glob("*.data-*"))
   data.write_bytes(data.read_bytes()[:100])
   run.write_state("RUNNING")
-  assert _train(["--workdir", str(copied)]) == 0
+  assert train(["--workdir", str(copied)]) == 0
   assert run.read_state()["state"] == "DONE"
   _assert_same_weights(_weights(unbroken), _weights(run))
   assert [r["step"] for r in runs.read_jsonl(run.metrics_file) if r["split"] == "train"] == [
@@ -155,16 +112,16 @@ def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictu
 
 def test_a_done_run_is_left_alone(unbroken, pictures, capsys):
   before = unbroken.state_file.read_bytes()
-  assert _train(["--workdir", str(unbroken.path)]) == 0
-  argv = _arguments(pictures, unbroken.path.parent.parent, "--xid", "1")
-  assert _train(argv) == 0
+  assert train(["--workdir", str(unbroken.path)]) == 0
+  argv = tiny_arguments(pictures, unbroken.path.parent.parent, "--xid", "1")
+  assert train(argv) == 0
   assert unbroken.state_file.read_bytes() == before
   assert "DONE already" in capsys.readouterr().out
 
 
 def test_another_config_in_the_same_place_is_refused(unbroken, pictures, capsys):
-  argv = _arguments(pictures, unbroken.path.parent.parent, "--xid", "1", steps=9)
-  assert _train(argv) == 2
+  argv = tiny_arguments(pictures, unbroken.path.parent.parent, "--xid", "1", steps=9)
+  assert train(argv) == 2
   assert "train_eval_config.num_steps" in capsys.readouterr().err
 
 
@@ -173,7 +130,7 @@ def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run
   pictures, tmp_path
 ):
   steps = 40
-  argv = _arguments(pictures, tmp_path / "killed", "--xid", "1", steps=steps)
+  argv = tiny_arguments(pictures, tmp_path / "killed", "--xid", "1", steps=steps)
   kills = 0
   for attempt in range(40):
     process = _start(argv)
@@ -197,7 +154,7 @@ def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run
   run = _only_run(tmp_path / "killed")
   assert run.read_state()["state"] == "DONE"
   assert len(runs.read_json(run.environment_file)) == kills + 1
-  process = _start(_arguments(pictures, tmp_path / "whole", "--xid", "1", steps=steps))
+  process = _start(tiny_arguments(pictures, tmp_path / "whole", "--xid", "1", steps=steps))
   output, _ = process.communicate()
   assert process.returncode == 0, output
   _assert_same_weights(_weights(_only_run(tmp_path / "whole")), _weights(run))
@@ -206,7 +163,7 @@ def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda s: s.name)
 def test_asked_to_stop_it_saves_its_state_and_exits_75(pictures, tmp_path, number):
-  argv = _arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
+  argv = tiny_arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
   argv.append("--config.train_eval_config.checkpoint_every_steps=90000")
   argv.append("--config.train_eval_config.eval_every_steps=90000")
   process = _start(argv)
@@ -223,7 +180,7 @@ def test_asked_to_stop_it_saves_its_state_and_exits_75(pictures, tmp_path, numbe
 
 @pytest.mark.slow
 def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(pictures, tmp_path):
-  argv = _arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
+  argv = tiny_arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
   first = _start(argv)
   try:
     while not any(runs.read_jsonl(p) for p in tmp_path.glob("1/wid=*/metrics.jsonl")):
@@ -242,8 +199,8 @@ def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(picture
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
   pictures, tmp_path, capsys
 ):
-  argv = _arguments(pictures, tmp_path, "--config.optimizer_config.learning_rate=1e30")
-  assert _train(argv) == 1
+  argv = tiny_arguments(pictures, tmp_path, "--config.optimizer_config.learning_rate=1e30")
+  assert train(argv) == 1
   run = _only_run(tmp_path)
   state = run.read_state()
   assert state["state"] == "FAILED" and "is not finite" in state["reason"]
@@ -263,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
     ("--config.train_eval_config.num_steps=0", "num_steps"),
     ("--config.train_eval_config.num_steps=many", "num_steps"),
     ("--config.model_config.rd_lambda=-1", "rd_lambda"),
-    ("--config.model_config.synthesis.num_filters=7", "6 channels"),
+    ("--config.model_config.synthesis.in_channels=7", "6 channels"),
     ("--config.train_eval_config.warm_start=nowhere", "nowhere"),
     ("--wid=12", "0 to 2"),
     ("--nonsense=1", "nonsense"),
@@ -273,36 +230,36 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
 def test_bad_input_names_the_fix_before_anything_is_written(
   pictures, tmp_path, capsys, override, expected
 ):
-  assert _train([*_arguments(pictures, tmp_path / "x"), override]) == 2
+  assert train([*tiny_arguments(pictures, tmp_path / "x"), override]) == 2
   error = capsys.readouterr().err
   assert expected in error and "Traceback" not in error
   assert not (tmp_path / "x").exists()
 
 
 def test_a_missing_config_lists_those_that_there_are(tmp_path, capsys):
-  assert _train(["--config", str(ROOT / "factorized/configs/bls2018.py")]) == 2
+  assert train(["--config", str(ROOT / "factorized/configs/bls2018.py")]) == 2
   assert "bls2017.py" in capsys.readouterr().err
-  assert _train(["--config", f"{CONFIG}x"]) == 2
+  assert train(["--config", f"{CONFIG}x"]) == 2
   assert "Known: tiny" in capsys.readouterr().err
 
 
 def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
-  argv = _arguments(pictures, tmp_path, "--wid", "2", steps=1)
-  assert _train(argv) == 0
+  argv = tiny_arguments(pictures, tmp_path, "--wid", "2", steps=1)
+  assert train(argv) == 0
   run = _only_run(tmp_path)
   assert run.path.name.startswith("wid=2-rd_lambda=0.0025")
   assert run.read_work_unit().config["model_config"]["rd_lambda"] == 0.0025
 
 
 def test_warm_start_takes_the_weights_of_a_run(unbroken, pictures, tmp_path):
-  argv = _arguments(
+  argv = tiny_arguments(
     pictures,
     tmp_path,
     f"--config.train_eval_config.warm_start={unbroken.path.parent}",
     "--config.optimizer_config.learning_rate=0.0",
     steps=1,
   )
-  assert _train(argv) == 0
+  assert train(argv) == 0
   start, end = _weights(unbroken), _weights(_only_run(tmp_path))
   kernels = [k for k in start if "kernel" in k and "optimizer" not in k]
   assert len(kernels) == 6

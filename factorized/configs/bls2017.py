@@ -83,8 +83,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       quantizer="unoise",  # Or "mixedq".
       init="random",  # Or "dct".
       prior_init_scale=10.0,
-      analysis=dict(name="BLS2017Analysis", num_filters=256),
-      synthesis=dict(name="BLS2017Synthesis", num_filters=256),
+      analysis=dict(name="BLS2017Analysis", num_filters=256, output_channels=256),
+      synthesis=dict(name="BLS2017Synthesis", num_filters=256, in_channels=256),
     )
   )
 
@@ -103,13 +103,15 @@ _TINY = {
   "train_eval_config.checkpoint_every_steps": 200,
   "train_eval_config.eval_every_steps": 500,
   "optimizer_config.learning_rate": 1e-3,
-  "optimizer_config.prior_learning_rate_factor": 10.0,
+  "optimizer_config.prior_learning_rate_factor": 30.0,
   "optimizer_config.schedule": "cosine",
   "optimizer_config.decay_factor": 0.01,
   "model_config.init": "dct",
   "model_config.rd_lambda_warmup_factor": 1.0,
   "model_config.analysis.num_filters": 96,
+  "model_config.analysis.output_channels": 192,
   "model_config.synthesis.num_filters": 96,
+  "model_config.synthesis.in_channels": 192,
 }
 
 
