@@ -4,29 +4,44 @@ Every picture is read as uint8 RGB, `[H,W,3]`, the way `read_image` describes. A
 
 * a name in `configs.DATASETS` ("kodak"), whose value is a folder, a glob or a file;
 * `sample`: colour photographs that ship inside scikit-image and scikit-learn, for evaluation;
+* `sample_train`: generated pictures (common/dead_leaves.py, made once into
+  `configs.DATA_CACHE_DIR`) and grey textures that ship inside scikit-image, for training;
 * a folder (searched recursively), a glob (`*`, `?`, `[...]`; `**` for any depth), or one file.
 
 A known name wins over a folder of that name in the working directory; write `./kodak` for that.
 TensorFlow is imported only where a `tf.data.Dataset` is made.
 """
 
+import atexit
 import concurrent.futures
+import contextlib
 import dataclasses
+import enum
+import fcntl
+import functools
 import glob
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Callable, Optional, Protocol, TypeVar
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 import configs
 from common import hyper
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +60,14 @@ SAMPLE_FILES = (
   ("sklearn", "datasets/images", "flower.jpg"),
   ("skimage", "data", "motorcycle_left.png"),
   ("skimage", "data", "rocket.jpg"),
+)
+
+# Pictures for training inside the packages, besides the generated ones.
+SAMPLE_TRAIN_FILES = (
+  ("skimage", "data", "brick.png"),
+  ("skimage", "data", "camera.png"),
+  ("skimage", "data", "grass.png"),
+  ("skimage", "data", "gravel.png"),
 )
 
 _T = TypeVar("_T")
@@ -68,6 +91,9 @@ class ImageSource(Protocol):
   def load(self) -> np.ndarray:
     """The picture, uint8 [H,W,3]."""
 
+  def load_crop(self, top: int, left: int, side: int) -> np.ndarray:
+    """`load()[top:top+side, left:left+side]`, perhaps sooner. Training only: may use TensorFlow."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FileImage:
@@ -90,6 +116,14 @@ class FileImage:
   def load(self) -> np.ndarray:
     """The picture, uint8 [H,W,3], see `read_image`."""
     return read_image(self.path)
+
+  def load_crop(self, top: int, left: int, side: int) -> np.ndarray:
+    """`load()[top:top+side, left:left+side]`; of a JPEG file, little more than that is decoded."""
+    if self.path.suffix.lower() in (".jpg", ".jpeg"):
+      crop = _decode_jpeg_crop(self.path.read_bytes(), top, left, side)
+      if crop is not None:
+        return crop
+    return self.load()[top : top + side, left : left + side]
 
 
 # --- Reading a picture ---------------------------------------------------------------------------
@@ -138,6 +172,29 @@ def _wide_grey_to_rgb(image: Image.Image) -> np.ndarray:
     )
   grey = ((wide + 128) // 257).astype(np.uint8)
   return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+
+
+def _decode_jpeg_crop(encoded: bytes, top: int, left: int, side: int) -> Optional[np.ndarray]:
+  """A square of a JPEG picture, uint8 [side,side,3], or None where only Pillow reads it right.
+
+  Exactly what Pillow gives: the accurate DCT is Pillow's default, and with a margin of 16 pixels
+  (one coded block at 4:2:0) the smooth upsampling of colours sees the same neighbours.
+  """
+  import tensorflow as tf
+
+  if b"\xff\xd9" not in encoded[-64:]:
+    return None  # Truncated, perhaps: Pillow tells, whichever crop is asked for.
+  with Image.open(io.BytesIO(encoded)) as image:
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+      return None
+    rows, columns = image.height, image.width
+  y, x = max(0, top - 16), max(0, left - 16)
+  window = [y, x, min(rows, top + side + 16) - y, min(columns, left + side + 16) - x]
+  with tf.device("CPU:0"):
+    pixels = tf.image.decode_and_crop_jpeg(
+      encoded, window, channels=3, dct_method="INTEGER_ACCURATE"
+    )
+  return pixels.numpy()[top - y : top - y + side, left - x : left - x + side]
 
 
 def _is_broken(error: Exception) -> bool:
@@ -324,7 +381,57 @@ def _sample() -> list[ImageSource]:
   return _from_packages(SAMPLE_FILES)
 
 
-_BUILT_IN: dict[str, Callable[[], Sequence[ImageSource]]] = {"sample": _sample}
+def _sample_train() -> list[ImageSource]:
+  from common import dead_leaves
+
+  folder = configs.DATA_CACHE_DIR / f"sample_train-v{dead_leaves.VERSION}"
+  if not folder.is_dir():
+    try:
+      _make_whole(folder, dead_leaves.write_pictures)
+    except OSError as e:
+      raise DataError(
+        f"The pictures of 'sample_train' cannot be made in {str(folder.parent)!r} ({e}). "
+        "Change DATA_CACHE_DIR in configs.py, or set NTC_DATA_CACHE_DIR."
+      ) from e
+  leaves: list[ImageSource] = [FileImage(n, folder / n) for n in dead_leaves.file_names()]
+  return leaves + _from_packages(SAMPLE_TRAIN_FILES)
+
+
+def _make_whole(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+  """Makes `folder` whole or not at all; of several processes at once, one works and others wait."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with (folder.parent / f".{folder.name}.lock").open("a") as lock:
+    alone = False
+    with contextlib.suppress(OSError):  # Some network file systems have no locks.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      alone = True
+    if folder.is_dir():
+      return
+    if alone:  # Then these are leftovers of killed processes.
+      for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    log.info("Making %s", folder)
+    temporary = pathlib.Path(
+      tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp")
+    )
+    try:
+      make(temporary)
+      umask = os.umask(0)
+      os.umask(umask)
+      temporary.chmod(0o777 & ~umask)
+      try:
+        temporary.rename(folder)
+      except OSError:
+        if not folder.is_dir():  # Else another process made it just now.
+          raise
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+
+
+_BUILT_IN: dict[str, Callable[[], Sequence[ImageSource]]] = {
+  "sample": _sample,
+  "sample_train": _sample_train,
+}
 
 
 # --- Evaluation ----------------------------------------------------------------------------------
@@ -454,3 +561,410 @@ def _parallel(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
   """`function` of every item, in order, by several threads (for files that are slow to open)."""
   with concurrent.futures.ThreadPoolExecutor(min(32, 4 + 2 * (os.cpu_count() or 1))) as pool:
     return list(pool.map(function, items))
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The settings of a training or validation pipeline, as in a config's `train_data_config`.
+
+  Attributes:
+    dataset: As for `resolve`.
+    batchsize: Crops in a batch.
+    patchsize: Height and width of a crop, in pixels.
+    patches_per_image: Consecutive crops of one picture. Each epoch visits each picture so often.
+    max_images: Takes the first so many files (in order of their names), before they are split.
+    val_split: The fraction of the files that is kept for validation and never trained on.
+    val_split_seed: Chooses those files. The run's seed does not: runs that differ in their seed
+      are validated on the same files.
+    cache_mb: Memory for decoded pictures, in MiB; what does not fit is decoded at each use.
+    flip: Whether half of the crops, by chance, are mirrored left to right.
+  """
+
+  dataset: str
+  batchsize: int
+  patchsize: int
+  patches_per_image: int = 1
+  max_images: Optional[int] = None
+  val_split: Optional[float] = None
+  val_split_seed: int = 0
+  cache_mb: int = 2048
+  flip: bool = False
+
+  def __post_init__(self) -> None:
+    for key in ("batchsize", "patchsize", "patches_per_image", "max_images"):
+      value = getattr(self, key)
+      if value is not None and value < 1:
+        raise DataError(f"{key}={value!r} of the data config must be at least 1.")
+    if self.val_split is not None and not 0 < self.val_split < 1:
+      raise DataError(
+        f"val_split={self.val_split!r} of the data config must be a fraction between 0 and 1, "
+        "or None for no validation part."
+      )
+
+  @classmethod
+  def of(cls, config: Mapping[str, Any]) -> "DataConfig":
+    """From a ConfigDict or a dict.
+
+    Raises:
+      DataError: A key is missing or unknown, or a value is out of range.
+    """
+    fields = dataclasses.fields(cls)
+    known = [f.name for f in fields]
+    unknown = sorted(set(config) - set(known))
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]
+    if unknown or missing:
+      wrong = [f"unknown: {', '.join(unknown)}"] if unknown else []
+      wrong += [f"missing: {', '.join(missing)}"] if missing else []
+      raise DataError(f"Data config, {'; '.join(wrong)}. Known keys: {', '.join(known)}.")
+    return cls(**{key: config[key] for key in known if key in config})
+
+
+class CropSampler:
+  """Seeded crops of a data set. Batch `step` is a function of (files, config, seed, step) only.
+
+  Crop i of the endless series of crops belongs to batch i // batchsize. Its picture is that at
+  place i // patches_per_image of the series of epochs, each a permutation of the pictures drawn
+  from (seed, epoch); its place in the picture is drawn from (seed, i). Nothing depends on what was
+  drawn before, on threads or on the cache, so a run resumes at any step by asking for that step.
+
+  Pictures that cannot be used are named in the log and in `skipped`: those with a broken header or
+  smaller than a crop at once, those whose pixels turn out broken, or whose file vanishes, when they
+  are first needed; the epoch's next good picture takes their place. Safe to use from many threads.
+
+  Attributes:
+    name: The data set's label.
+    skipped: Name -> reason, of the pictures not used, so far.
+  """
+
+  def __init__(self, config: Mapping[str, Any], seed: int, split: str = "train"):
+    """Reads all headers, but no pixels.
+
+    Args:
+      config: What `DataConfig` describes.
+      seed: Any integer.
+      split: "train" or "val": the part of the files, where the config has a `val_split`; without
+        one, all files.
+
+    Raises:
+      DataError: As `resolve`, or the config is wrong, or no picture can be used.
+    """
+    self.config = DataConfig.of(config)
+    self.skipped: dict[str, str] = {}
+    self.name, sources = _resolve(self.config.dataset)
+    self._seed = seed
+    self._sources, self._sizes = self._usable(_split(sources, self.config, split))
+    self._bad: set[int] = set()
+    self._lock = threading.Lock()  # Guards _bad, skipped and _cache_left; no file is read under it.
+    self._cache: dict[int, np.ndarray] = {}
+    self._cache_left = self.config.cache_mb << 20
+    self._promised: set[int] = set()
+    self._pool = concurrent.futures.ThreadPoolExecutor(_num_cpus(), "decode")
+    self._permutation = functools.lru_cache(maxsize=4)(self._make_permutation)
+    log.info(
+      "%s (%s): %d pictures, %d skipped", self.name, split, len(self._sources), len(self.skipped)
+    )
+
+  @property
+  def names(self) -> list[str]:
+    """The names of the pictures that are used."""
+    return [s.name for i, s in enumerate(self._sources) if i not in self._bad]
+
+  def batch(self, step: int) -> np.ndarray:
+    """Batch `step` (0, 1, ...) of the endless training series, uint8 [B,patchsize,patchsize,3].
+
+    Raises:
+      DataError: No picture is left that can be read; the message says why.
+    """
+    return self._assemble(step, self._seed, _Stream.TRAIN, self._permutation)
+
+  @property
+  def num_val_batches(self) -> int:
+    """As many batches as show each picture patches_per_image times at least."""
+    return -(-len(self._sources) * self.config.patches_per_image // self.config.batchsize)
+
+  def val_batch(self, step: int) -> np.ndarray:
+    """Batch `step` of `num_val_batches`, uint8 [B,patchsize,patchsize,3]; the seed has no part.
+
+    The pictures come in order. All batches are full: the last is filled up with other crops of the
+    first pictures.
+    """
+    in_order = np.arange(len(self._sources))
+    return self._assemble(step, 0, _Stream.VAL, lambda epoch: in_order)
+
+  def _usable(
+    self, sources: Sequence[ImageSource]
+  ) -> tuple[list[ImageSource], list[tuple[int, int]]]:
+    usable, sizes, small = [], [], []
+    for source, (size, reason) in zip(sources, _parallel(_try_size, sources)):
+      if size is None:
+        self._skip(source, reason)
+      elif min(size) < self.config.patchsize:
+        rows, columns = size
+        self.skipped[source.name] = (
+          f"{columns}x{rows} pixels, smaller than the patch ({self.config.patchsize})"
+        )
+        small.append(source.name)
+      else:
+        usable.append(source)
+        sizes.append(size)
+    if small:
+      log.warning(
+        "Skipped %d pictures of %s that are smaller than the patch (%d): %s%s",
+        len(small), self.name, self.config.patchsize, ", ".join(small[:5]),
+        ", ..." if len(small) > 5 else "",
+      )  # fmt: skip
+    if not usable:
+      raise self._none_left()
+    return usable, sizes
+
+  def _skip(self, source: ImageSource, reason: str) -> None:
+    self.skipped[source.name] = reason
+    log.warning("Skipped %s of %s: %s", source.name, self.name, reason)
+
+  def _none_left(self) -> DataError:
+    name, reason = list(self.skipped.items())[-1]
+    return DataError(
+      f"No picture of {self.name!r} can be used; {len(self.skipped)} were skipped, "
+      f"the last is {name}: {reason}"
+    )
+
+  def _make_permutation(self, epoch: int) -> np.ndarray:
+    words = _random_words(self._seed, _Stream.EPOCH, epoch << 64, len(self._sources))
+    return np.argsort(words, kind="stable")
+
+  def _assemble(
+    self, step: int, seed: int, stream: "_Stream", order: Callable[[int], np.ndarray]
+  ) -> np.ndarray:
+    side, batchsize = self.config.patchsize, self.config.batchsize
+    first = int(step) * batchsize
+    words = _random_words(seed, stream, first, 4 * batchsize).reshape(batchsize, 4)
+    batch = np.empty((batchsize, side, side, 3), np.uint8)
+
+    def fill(visit: int, slots: slice) -> None:
+      epoch, position = divmod(visit, len(self._sources))
+      self._fill(batch[slots], words[slots], order(epoch), position)
+
+    # One job a picture: its consecutive crops share the decoding.
+    waiting = []
+    start = 0
+    while start < batchsize:
+      visit = (first + start) // self.config.patches_per_image
+      end = min(batchsize, (visit + 1) * self.config.patches_per_image - first)
+      epoch, position = divmod(visit, len(self._sources))
+      if order(epoch)[position] in self._cache:
+        fill(visit, slice(start, end))
+      else:
+        waiting.append((visit, slice(start, end)))
+      start = end
+    if len(waiting) == 1:
+      fill(*waiting[0])
+    elif waiting:
+      list(self._pool.map(fill, *zip(*waiting)))
+    return batch
+
+  def _fill(self, out: np.ndarray, words: np.ndarray, order: np.ndarray, position: int) -> None:
+    """Writes crops of the next good picture from `position` on into `out` [n,side,side,3]."""
+    for place in range(position, position + len(order)):
+      index = int(order[place % len(order)])
+      if index in self._bad:
+        continue
+      try:
+        self._crop(out, words, index)
+        return
+      except Exception as e:
+        if not _is_broken(e):
+          raise
+        with self._lock:
+          if index not in self._bad:
+            self._bad.add(index)
+            if index in self._promised:
+              rows, columns = self._sizes[index]
+              self._cache_left += rows * columns * 3
+            self._skip(self._sources[index], _reason(e))
+    raise self._none_left()
+
+  def _crop(self, out: np.ndarray, words: np.ndarray, index: int) -> None:
+    side = self.config.patchsize
+    rows, columns = self._sizes[index]
+    places = [(int(w[0]) % (rows - side + 1), int(w[1]) % (columns - side + 1)) for w in words]
+    image = self._cache.get(index)
+    if image is None:
+      keep = self._promise(index)
+      source = self._sources[index]
+      if not keep and len(places) == 1:
+        crop = source.load_crop(*places[0], side)
+        out[0] = crop[:, ::-1] if self._flipped(words[0]) else crop
+        return
+      image = source.load()
+      if image.shape != (rows, columns, 3):
+        raise DataError("the picture was replaced by one of another size")
+      if keep:
+        self._cache[index] = image
+    for i, (top, left) in enumerate(places):
+      crop = image[top : top + side, left : left + side]
+      out[i] = crop[:, ::-1] if self._flipped(words[i]) else crop
+
+  def _flipped(self, words: np.ndarray) -> bool:
+    return self.config.flip and int(words[2]) >= 1 << 63
+
+  def _promise(self, index: int) -> bool:
+    """Sets memory aside for a picture; False where it is spent or another thread decodes it."""
+    rows, columns = self._sizes[index]
+    with self._lock:
+      if index in self._promised or rows * columns * 3 > self._cache_left:
+        return False
+      self._promised.add(index)
+      self._cache_left -= rows * columns * 3
+      return True
+
+
+class _Stream(enum.IntEnum):
+  """Independent series of random words under one seed."""
+
+  TRAIN = 1
+  VAL = 2
+  EPOCH = 3
+  SPLIT = 4
+
+
+def _random_words(seed: int, stream: _Stream, start: int, count: int) -> np.ndarray:
+  """`count` words from the series' block `start` on (a block is four words), uint64 [count].
+
+  Of a counter-based generator (Philox 4x64), whose words never change with NumPy's version.
+  """
+  key = (seed % 2**64) | int(stream) << 64
+  return np.random.Philox(key=key, counter=start).random_raw(count)
+
+
+def _split(sources: Sequence[ImageSource], config: DataConfig, split: str) -> list[ImageSource]:
+  """The training or the validation part of a data set's files, in their order."""
+  if split not in ("train", "val"):
+    raise DataError(f"Unknown split {split!r}. Known: train, val.")
+  sources = list(sources[: config.max_images])
+  if config.val_split is None:
+    return sources
+  if len(sources) < 2:
+    raise DataError(
+      f"val_split={config.val_split!r} needs 2 files or more, {config.dataset!r} has "
+      f"{len(sources)} (max_images={config.max_images!r})."
+    )
+  order = np.argsort(_random_words(config.val_split_seed, _Stream.SPLIT, 0, len(sources)))
+  num_val = min(max(1, round(config.val_split * len(sources))), len(sources) - 1)
+  held_out = set(order[:num_val].tolist())
+  return [s for i, s in enumerate(sources) if (i in held_out) == (split == "val")]
+
+
+def _num_cpus() -> int:
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+class _Calls:
+  """Counts the calls that tf.data's threads make into Python, to end the interpreter after them.
+
+  A pipeline works ahead of its consumer. Were such a call under way when the interpreter shuts
+  down, its thread would never return, and TensorFlow would wait for it forever. The calls stop by
+  themselves when the pipeline's buffers are full; `end` fills these with empty batches.
+  """
+
+  def __init__(self) -> None:
+    self.ending = False
+    self._running = 0
+    self._last = 0.0
+    self._lock = threading.Lock()
+
+  def __enter__(self) -> None:
+    with self._lock:
+      self._running += 1
+
+  def __exit__(self, *unused: object) -> None:
+    with self._lock:
+      self._running -= 1
+      self._last = time.monotonic()
+
+  def end(self) -> None:
+    """Waits until no call was made for a moment; ten seconds at most."""
+    self.ending = True
+    deadline = time.monotonic() + 10
+    while self._last and time.monotonic() < deadline:
+      with self._lock:
+        if not self._running and time.monotonic() - self._last > 0.3:
+          return
+      time.sleep(0.02)
+
+
+_calls = _Calls()
+atexit.register(_calls.end)
+
+
+def make_train_dataset(
+  config: Mapping[str, Any],
+  seed: int,
+  start_step: int = 0,
+  num_steps: Optional[int] = None,
+  split: str = "train",
+) -> "tf.data.Dataset":
+  """Batches of seeded crops for training, uint8 [B,patchsize,patchsize,3].
+
+  Element k is batch `start_step + k` of `CropSampler`: a run resumed at step n asks for
+  `start_step=n` and gets what the unbroken run got.
+
+  Args:
+    config: What `DataConfig` describes.
+    seed: Any integer; another seed gives another order and other crops.
+    start_step: The first batch.
+    num_steps: How many batches; None for no end.
+    split: "train" or "val", see `CropSampler`.
+
+  Raises:
+    DataError: As `CropSampler`. While iterating, it arrives as a `tf.errors.OpError` whose message
+      holds it.
+  """
+  return to_tf_dataset(CropSampler(config, seed, split), start_step, num_steps)
+
+
+def make_val_dataset(config: Mapping[str, Any]) -> "tf.data.Dataset":
+  """The same batches of crops at every call, uint8 [B,patchsize,patchsize,3]; see `val_batch`.
+
+  Args:
+    config: What `DataConfig` describes. With a `val_split`, the part that training leaves out.
+
+  Raises:
+    DataError: As `make_train_dataset`.
+  """
+  sampler = CropSampler(config, 0, "val")
+  return _to_tf(sampler.val_batch, sampler.config, 0, sampler.num_val_batches)
+
+
+def to_tf_dataset(
+  sampler: CropSampler, start_step: int = 0, num_steps: Optional[int] = None
+) -> "tf.data.Dataset":
+  """`make_train_dataset` of a sampler that the caller keeps, for its `skipped` and `names`."""
+  stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
+  return _to_tf(sampler.batch, sampler.config, start_step, stop)
+
+
+def _to_tf(
+  batch: Callable[[int], np.ndarray], config: DataConfig, start: int, stop: int
+) -> "tf.data.Dataset":
+  import tensorflow as tf
+
+  shape = (config.batchsize, config.patchsize, config.patchsize, 3)
+
+  def make(step: np.ndarray) -> np.ndarray:
+    with _calls:
+      return np.zeros(shape, np.uint8) if _calls.ending else batch(int(step))
+
+  def load(step: "tf.Tensor") -> "tf.Tensor":
+    crops = tf.numpy_function(make, [step], tf.uint8)
+    crops.set_shape(shape)
+    return crops
+
+  # Few batches at once: the pictures of each are decoded by the sampler's own threads.
+  num_parallel = max(2, min(8, _num_cpus() // 4))
+  steps = tf.data.Dataset.range(start, stop)
+  return steps.map(load, num_parallel_calls=num_parallel, deterministic=True).prefetch(2)
