@@ -1,0 +1,406 @@
+"""Classical codecs on the pictures of a data set: real files, the same records as learned codecs.
+
+    python -m common.classical --dataset sample --codec jpeg,webp
+    python -m common.classical --dataset kodak --codec jpeg444 --qualities 10,50,90 --jobs 4
+
+A codec is one row of `CODECS`. Every quality becomes one results file (wid = quality), so reports
+show a codec as a curve.
+"""
+
+import concurrent.futures
+import dataclasses
+import io
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
+
+import numpy as np
+import tqdm
+from absl import flags as absl_flags
+from PIL import Image, features
+
+import configs
+from common import bitstream, data, flags, metrics, results, runs
+
+if TYPE_CHECKING:
+  from common.codec import Codec
+else:
+  Codec = object  # common.codec imports TensorFlow, which nothing here needs.
+
+USAGE = """
+python -m common.classical --dataset NAME [--codec jpeg,webp] [--qualities 10,50,90]
+
+Compresses the pictures of a data set with classical codecs, decodes the files again, and writes
+one results file a quality: <results_dir>/<dataset>/bitstream/classical-quality=<q>-....json
+"""
+
+FAMILY = "classical"
+
+# As JPEG: from about 0.2 to 3 bits per pixel.
+QUALITIES = (5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+
+
+class ClassicalError(ValueError):
+  """A codec is unknown, missing here, or cannot do what it is asked; the message names the fix."""
+
+
+class Images(Protocol):
+  """What is needed of `data.EvalImages`."""
+
+  @property
+  def name(self) -> str:
+    """The data set's name."""
+
+  @property
+  def hash(self) -> str:
+    """SHA-256 over the pictures."""
+
+  def __len__(self) -> int:
+    """How many pictures there are."""
+
+  def __getitem__(self, index: int) -> tuple[str, np.ndarray]:
+    """(name, picture uint8 [H, W, 3])."""
+
+
+class PillowCodec(Codec):
+  """A format that Pillow writes and reads. The files hold pixels only: no profile, no EXIF.
+
+  Args:
+    file_format: Pillow's name of the format, "JPEG".
+    options: For `PIL.Image.Image.save`.
+    max_side: The longest side in pixels that the format can hold.
+  """
+
+  def __init__(self, file_format: str, options: Mapping[str, Any], max_side: int):
+    self.file_format = file_format
+    self.options = dict(options)
+    self.max_side = max_side
+
+  def compress(self, image: np.ndarray) -> bytes:
+    """See `codec.Codec.compress`.
+
+    Raises:
+      ClassicalError: The picture is larger than the format can hold.
+    """
+    if max(image.shape[:2]) > self.max_side:
+      raise ClassicalError(
+        f"{self.file_format} holds at most {self.max_side} pixels a side; the picture has "
+        f"{image.shape[1]}x{image.shape[0]}."
+      )
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, self.file_format, **self.options)
+    return file.getvalue()
+
+  def decompress(self, data: bytes) -> np.ndarray:
+    """See `codec.Codec.decompress`. Damage within a picture's data may go unnoticed: these formats
+    have no checksums.
+
+    Raises:
+      bitstream.BitstreamError: It is not a file of this format, or it is truncated.
+    """
+    try:
+      with Image.open(io.BytesIO(data), formats=[self.file_format]) as image:
+        return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+      raise bitstream.BitstreamError(f"Not a whole {self.file_format} file: {e}") from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A codec of the registry.
+
+  Attributes:
+    label: The curve's name, without versions.
+    make: From a quality to the codec.
+    settings: What its files depend on besides quality and versions; kept in the results.
+    versions: The libraries at work, the one that names the curve first; raises ClassicalError
+      where one is missing.
+    qualities: The qualities measured unless others are asked for.
+    lowest: The lowest quality that can be asked for; the highest is 100.
+  """
+
+  label: str
+  make: Callable[[int], Codec]
+  settings: Mapping[str, Any]
+  versions: Callable[[], dict[str, str]]
+  qualities: tuple[int, ...] = QUALITIES
+  lowest: int = 1
+
+
+def _pillow_versions(feature: str, library: str) -> Callable[[], dict[str, str]]:
+  def versions() -> dict[str, str]:
+    if not features.check(feature):
+      raise ClassicalError(f"this Pillow was built without {library}")
+    name, version = library, features.version(feature)
+    if feature == "jpg" and features.check("libjpeg_turbo"):
+      name, version = "libjpeg-turbo", features.version("libjpeg_turbo")
+    return {"Pillow": Image.__version__, name: version or "unknown"}
+
+  return versions
+
+
+def _jpeg(label: str, subsampling: str, optimize: bool) -> Row:
+  options = {"subsampling": subsampling, "optimize": optimize}
+  return Row(
+    label=label,
+    make=lambda quality: PillowCodec("JPEG", {"quality": quality, **options}, max_side=65500),
+    settings={"format": "JPEG", **options},
+    versions=_pillow_versions("jpg", "libjpeg"),
+  )
+
+
+def _webp() -> Row:
+  options = {"method": 4}
+  return Row(
+    label="WebP",
+    make=lambda quality: PillowCodec("WEBP", {"quality": quality, **options}, max_side=16383),
+    settings={"format": "WEBP", "subsampling": "4:2:0", **options},
+    versions=_pillow_versions("webp", "libwebp"),
+    lowest=0,
+  )
+
+
+CODECS: dict[str, Row] = {
+  "jpeg": _jpeg("JPEG 4:2:0", "4:2:0", optimize=False),  # Pillow's defaults.
+  "jpeg-optimized": _jpeg("JPEG 4:2:0, optimized Huffman tables", "4:2:0", optimize=True),
+  "jpeg444": _jpeg("JPEG 4:4:4", "4:4:4", optimize=False),
+  "webp": _webp(),
+}
+
+
+def make(name: str, quality: int) -> Codec:
+  """The codec `name` at a quality (0 or 1 to 100, higher is better).
+
+  Raises:
+    ClassicalError: It is unknown, its library is missing, or the quality is out of range.
+  """
+  row = _row(name)
+  if not row.lowest <= quality <= 100:
+    raise ClassicalError(f"--qualities: {name} takes {row.lowest} to 100, not {quality}.")
+  return row.make(quality)
+
+
+def _row(name: str) -> Row:
+  if name not in CODECS:
+    raise ClassicalError(f"Unknown codec {name!r}. Known: {', '.join(CODECS)}.")
+  return CODECS[name]
+
+
+def missing(name: str) -> Optional[str]:
+  """Why the codec cannot be used here, or None where it can."""
+  try:
+    _row(name).versions()
+  except ClassicalError as e:
+    return str(e)
+  return None
+
+
+def measure(codec: Codec, name: str, image: np.ndarray) -> results.EvalRecord:
+  """Compresses and decompresses one picture, uint8 [H, W, 3]."""
+  start = time.perf_counter()
+  file = codec.compress(image)
+  encoded = time.perf_counter()
+  decoded = codec.decompress(file)
+  end = time.perf_counter()
+  num_pixels = image.shape[0] * image.shape[1]
+  return results.EvalRecord(
+    image=name,
+    num_pixels=num_pixels,
+    num_bytes=len(file),
+    bpp=8 * len(file) / num_pixels,
+    bpp_estimated=None,
+    seconds_encode=encoded - start,
+    seconds_decode=end - encoded,
+    **metrics.measure(image, decoded),
+  )
+
+
+def evaluate(
+  name: str, qualities: Sequence[int], images: Images, jobs: int = 1
+) -> list[results.ResultFile]:
+  """Measures a codec on all pictures.
+
+  Args:
+    name: A key of CODECS.
+    qualities: One result each.
+    images: The data set; each picture is loaded once, and at most `jobs` are in memory.
+    jobs: Pictures at work at the same time. More than one makes it faster, and the seconds
+      that are recorded a little longer.
+
+  Raises:
+    ClassicalError: See `make`; or a picture is too large for the format.
+  """
+  row = _row(name)
+  library, version = next(iter(row.versions().items()))
+  codecs = [make(name, quality) for quality in qualities]
+  for codec in codecs[:1]:
+    codec.decompress(codec.compress(np.zeros([16, 16, 3], np.uint8)))  # Loads the library.
+
+  def measure_image(index: int) -> list[results.EvalRecord]:
+    image_name, image = images[index]
+    return [measure(codec, image_name, image) for codec in codecs]
+
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    tasks = [pool.submit(measure_image, index) for index in range(len(images))]
+    try:
+      done = concurrent.futures.as_completed(tasks)
+      for task in tqdm.tqdm(done, desc=name, total=len(tasks), unit="picture", disable=None):
+        task.result()
+    except BaseException:
+      for task in tasks:
+        task.cancel()
+      raise
+  by_image = [task.result() for task in tasks]
+  git = runs.git_state(configs.PROJECT_DIR)
+  return [
+    results.ResultFile(
+      run={
+        "family": FAMILY,
+        "xid": name,
+        "wid": quality,
+        "runname": f"quality={quality}",
+        **git,
+        "workdir": None,
+        "label": f"{row.label} ({library} {version})",
+      },
+      config=_config(name, quality, jobs),
+      overrides={},
+      step=0,
+      dataset={
+        "name": images.name,
+        "images": [records[k].image for records in by_image],
+        "hash": images.hash,
+      },
+      mode="bitstream",
+      records=tuple(records[k] for records in by_image),
+    )
+    for k, quality in enumerate(qualities)
+  ]
+
+
+def _config(name: str, quality: int, jobs: int) -> dict[str, Any]:
+  row = _row(name)
+  return {
+    "codec": name,
+    "quality": quality,
+    **row.settings,
+    "versions": row.versions(),
+    "jobs": jobs,
+  }
+
+
+def _is_done(name: str, quality: int, images: Images, results_dir: runs.PathLike) -> bool:
+  """Whether the results are there, of these pictures, this codec and these library versions."""
+  run = {"family": FAMILY, "xid": name, "wid": quality, "runname": f"quality={quality}"}
+  path = results.result_path(results_dir, images.name, "bitstream", run, step=0)
+  if not path.is_file():
+    return False
+  try:
+    found = results.read(path)
+  except results.ResultError as e:
+    print(f"Measuring anew: {e}")
+    return False
+  differs = runs.differences({**found.config, "jobs": 0}, _config(name, quality, jobs=0))
+  if found.dataset.get("hash") != images.hash:
+    differs.append("pictures")
+  if differs:
+    print(f"Measuring {name} quality={quality} anew: other {', '.join(differs)} than before.")
+  return not differs
+
+
+def _define(values: absl_flags.FlagValues) -> None:
+  absl_flags.DEFINE_string("dataset", None, "A known name, a folder or a glob.", flag_values=values)
+  absl_flags.DEFINE_list(
+    "codec", ["jpeg"], f"One or more of: {', '.join(CODECS)}.", flag_values=values
+  )
+  absl_flags.DEFINE_list(
+    "qualities", None, f"Qualities (default: {','.join(map(str, QUALITIES))}).", flag_values=values
+  )
+  absl_flags.DEFINE_integer(
+    "jobs", 0, "Pictures at work at the same time; 0: one a processor.", flag_values=values
+  )
+  absl_flags.DEFINE_string(
+    "results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values
+  )
+  absl_flags.DEFINE_bool(
+    "skip_existing", True, "Leave out what is measured already.", flag_values=values
+  )
+
+
+def _qualities(given: Optional[Sequence[str]]) -> Optional[list[int]]:
+  if given is None:
+    return None
+  try:
+    qualities = sorted({int(q) for q in given})
+  except ValueError as e:
+    raise flags.UsageError(
+      f"--qualities={','.join(given)}: whole numbers with commas between."
+    ) from e
+  if not qualities:
+    raise flags.UsageError("--qualities needs a number or more: --qualities=10,50,90")
+  return qualities
+
+
+def run(argv: Sequence[str]) -> None:
+  """The command; `argv` without the program's name.
+
+  Raises:
+    flags.UsageError, ClassicalError, data.DataError: The message names the fix.
+  """
+  values, _, _ = flags.parse(argv, _define, USAGE, allow_config=False)
+  if not values.dataset:
+    raise flags.UsageError(f"--dataset is needed. Known: {', '.join(data.known_datasets())}.")
+  if values.jobs < 0:
+    raise flags.UsageError(f"--jobs={values.jobs}: 1 or more, or 0 for one a processor.")
+  given = _qualities(values.qualities)
+  wanted: dict[str, list[int]] = {}
+  for name in dict.fromkeys(values.codec):
+    wanted[name] = given or list(_row(name).qualities)
+    for quality in wanted[name]:
+      make(name, quality)
+    reason = missing(name)
+    if reason is not None:
+      print(f"Left out {name}: {reason}.", file=sys.stderr)
+      del wanted[name]
+  if not wanted:
+    raise ClassicalError("No codec is left to measure.")
+  images = data.load_eval_images(values.dataset)
+  print(f"{images.name}: {len(images)} pictures, hash {images.hash[:12]}")
+  jobs = min(values.jobs or os.cpu_count() or 1, len(images))
+  for name, qualities in wanted.items():
+    if values.skip_existing:
+      todo = [q for q in qualities if not _is_done(name, q, images, values.results_dir)]
+    else:
+      todo = qualities
+    if len(todo) < len(qualities):
+      there = len(qualities) - len(todo)
+      print(f"{name}: {there} of {len(qualities)} qualities are there already.")
+    if not todo:
+      continue
+    for result in evaluate(name, todo, images, jobs):
+      path = results.write(values.results_dir, result)
+      print(f"{_summary(result)}  {path.name}")
+
+
+def _summary(result: results.ResultFile) -> str:
+  bpp, psnr, msssim = (result.mean(f) for f in ("bpp", "psnr_db", "msssim"))
+  parts = [f"{result.run['xid']:>14} q={result.run['wid']:<3} {bpp:7.4f} bpp"]
+  parts.append("  lossless" if psnr is None else f"{psnr:7.3f} dB")
+  parts.append("" if msssim is None else f"MS-SSIM {msssim:.5f}")
+  return "  ".join(parts)
+
+
+def main() -> None:
+  """The command line."""
+  try:
+    run(sys.argv[1:])
+  except (flags.UsageError, ClassicalError, data.DataError, runs.RunError, OSError) as e:
+    flags.fail(e)
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  main()
