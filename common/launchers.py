@@ -1,0 +1,776 @@
+"""Experiments, the jobs in them, and the executors that run jobs behind one small interface.
+
+An experiment is made once (`Experiment.create`): its record, a snapshot of the source, one run
+directory a work unit. Jobs are made from that record, at launch and at every rerun alike, so the
+record is all that is needed. Each job runs under common/supervise.py, whatever the executor.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional, TextIO
+
+import configs
+from common import hyper, runs
+
+# A job is not over in these states.
+OPEN_STATES = ("PENDING", "RUNNING")
+
+# What a rerun picks up unless told otherwise: all but DONE, RUNNING and CANCELLED.
+RERUN_STATES = ("FAILED", "LOST", "TIMEOUT", "REQUEUED", "PENDING")
+
+# Entry points that launch.py starts; evaluations are launch_eval.py's.
+TASKS = ("train", "itinf")
+
+_SITE_VARIABLES = {
+  "NTC_TRAIN_DIR": "TRAIN_DIR",
+  "NTC_ITINF_DIR": "ITINF_DIR",
+  "NTC_RESULTS_DIR": "RESULTS_DIR",
+  "NTC_REPORTS_DIR": "REPORTS_DIR",
+  "NTC_DATA_CACHE_DIR": "DATA_CACHE_DIR",
+  "NTC_SHARED_DIR": "SHARED_DIR",
+  "NTC_DATA_DIR": "DATA_DIR",
+}
+
+# Without git, these belong to the source; with git, the checkout's own rules say.
+_SOURCE_SUFFIXES = (
+  ".cfg", ".in", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml",
+)  # fmt: skip
+_NOT_SOURCE = ("__pycache__", "env", "node_modules", "venv")
+_LARGE_SNAPSHOT_BYTES = 200_000_000
+
+
+class LaunchError(RuntimeError):
+  """A launch cannot be done as asked; the message names the fix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One task to run under a supervisor.
+
+  Attributes:
+    name: For people and messages, "wid=0-rd_lambda=0.01"; unique among the jobs of a launch.
+    argv: The task's program and arguments.
+    folder: Where its state and log go.
+    cwd: The folder of the source that it runs.
+    env: Added to the environment.
+    after: A job that must end DONE before this one starts.
+  """
+
+  name: str
+  argv: tuple[str, ...]
+  folder: runs.RunDir
+  cwd: pathlib.Path
+  env: Mapping[str, str]
+  after: Optional["Job"] = None
+
+  def supervised(self) -> list[str]:
+    """The command that runs the task and records its end; its cwd must be `self.cwd`."""
+    supervise = [sys.executable, "-m", "common.supervise", "--job_dir", str(self.folder.path)]
+    return [*supervise, "--", *self.argv]
+
+
+class Executor(abc.ABC):
+  """Where jobs run. A job's records, not the executor, say how it ended.
+
+  `submit` hands jobs over and returns at once. An executor that runs jobs only while the launcher
+  lives starts them in `poll`, which `wait` calls until nothing is left.
+  """
+
+  name: str
+
+  @abc.abstractmethod
+  def options(self) -> dict[str, Any]:
+    """What the experiment's record keeps of this executor."""
+
+  @abc.abstractmethod
+  def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+    """Hands over jobs, those named by `Job.after` before those that name them.
+
+    Returns the executor's own id of each job, by the job's name.
+    """
+
+  @abc.abstractmethod
+  def poll(self) -> dict[str, str]:
+    """The submitted jobs that are not over: name -> PENDING or RUNNING."""
+
+  @abc.abstractmethod
+  def stop(self, kill: bool = False) -> None:
+    """Starts no more jobs, and asks the running ones to save their state and stop (or kills)."""
+
+  @abc.abstractmethod
+  def cancel(self, jobs: Sequence[Job], ids: Mapping[str, str]) -> dict[str, str]:
+    """Stops jobs for good, whichever process submitted them; returns a word on each job's fate.
+
+    Args:
+      jobs: Jobs as made from an experiment's record.
+      ids: What `submit` returned for them when they were last submitted.
+    """
+
+
+class LocalExecutor(Executor):
+  """Runs jobs on this machine, a few at a time, as child processes in sessions of their own.
+
+  The jobs that run go on if the launcher is killed; those that wait stay PENDING.
+  """
+
+  name = "local"
+
+  def __init__(self, jobs: int = 1, gpus: Sequence[str] = ()):
+    """Args: how many jobs at once; the GPUs dealt out to them in turn (none: not touched)."""
+    if jobs < 1:
+      raise LaunchError(f"--jobs={jobs}: at least one job must run at a time.")
+    self._limit = jobs
+    self._gpus = tuple(gpus)
+    self._waiting: list[Job] = []
+    self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    self._stopping = False
+
+  def options(self) -> dict[str, Any]:
+    """How many jobs at once, and the GPUs."""
+    return {"jobs": self._limit, "gpus": list(self._gpus)}
+
+  def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+    """Queues the jobs; `poll` starts them."""
+    self._waiting += jobs
+    return {job.name: job.name for job in jobs}
+
+  def poll(self) -> dict[str, str]:
+    """Sees which jobs ended and starts those whose turn it is."""
+    for slot, (job, process) in list(self._running.items()):
+      code = process.poll()
+      if code is not None:
+        del self._running[slot]
+        _settle(job, code, asked=self._stopping)
+    if not self._stopping:
+      self._start_jobs()
+    unfinished = {job.name: "RUNNING" for job, _ in self._running.values()}
+    if not self._stopping:
+      unfinished.update({job.name: "PENDING" for job in self._waiting})
+    return unfinished
+
+  def _start_jobs(self) -> None:
+    unfinished = {job.name for job, _ in self._running.values()}
+    unfinished.update(job.name for job in self._waiting)
+    for job in list(self._waiting):
+      if job.folder.cancel_file.exists():
+        self._waiting.remove(job)
+        job.folder.write_state("CANCELLED", reason="cancelled before it started")
+      elif job.after is not None and job.after.name in unfinished:
+        continue
+      elif job.after is not None and observe(job.after.folder)["state"] != "DONE":
+        self._waiting.remove(job)
+        state = observe(job.after.folder)["state"]
+        job.folder.write_state("CANCELLED", reason=f"not started: {job.after.name} is {state}")
+      elif len(self._running) < self._limit:
+        self._waiting.remove(job)
+        self._start(job)
+
+  def _start(self, job: Job) -> None:
+    slot = next(i for i in range(self._limit) if i not in self._running)
+    env = {**os.environ, **job.env, "PYTHONUNBUFFERED": "1"}
+    env.pop("PYTHONSAFEPATH", None)  # `python -m` must find the source in the cwd.
+    env.setdefault("NTC_NUM_THREADS", str(self._num_threads()))
+    if self._gpus:
+      env["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    with job.folder.log_file.open("ab") as log:
+      try:
+        process = subprocess.Popen(
+          job.supervised(), cwd=job.cwd, env=env, stdin=subprocess.DEVNULL,
+          stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+      except OSError as e:
+        job.folder.write_state("FAILED", reason=f"could not start: {e}")
+        return
+    self._running[slot] = (job, process)
+
+  def _num_threads(self) -> int:
+    """Threads for each job, so that together they use the machine's cores once."""
+    at_once = min(self._limit, len(self._running) + 1 + len(self._waiting))
+    return max(1, num_cpus() // at_once)
+
+  def stop(self, kill: bool = False) -> None:
+    """Forwards SIGTERM, or with `kill` SIGQUIT, to the supervisors of the running jobs."""
+    self._stopping = True
+    for _, process in self._running.values():
+      with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGQUIT if kill else signal.SIGTERM)
+
+  def cancel(self, jobs: Sequence[Job], ids: Mapping[str, str]) -> dict[str, str]:
+    """Marks the jobs as cancelled and asks those that run on this machine to stop."""
+    fates = {}
+    for job in jobs:
+      state = observe(job.folder)["state"]
+      if state not in (*OPEN_STATES, "REQUEUED"):
+        fates[job.name] = f"is {state} already"
+        continue
+      # The supervisor says RUNNING and then looks for this file: one of the two sees the other.
+      runs.atomic_write(job.folder.cancel_file, f"cancelled {time.ctime()}\n")
+      seen = observe(job.folder)
+      if seen["state"] != "RUNNING":
+        job.folder.write_state("CANCELLED", reason=f"cancelled while {seen['state']}")
+        fates[job.name] = f"was {seen['state']}, is CANCELLED"
+      elif seen.get("host") != socket.gethostname():
+        fates[job.name] = f"runs on {seen.get('host')}: give the command there"
+      elif "supervisor_pid" not in seen:
+        fates[job.name] = f"was started by hand: stop process {seen.get('pid')} yourself"
+      else:
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(int(seen["supervisor_pid"]), signal.SIGTERM)
+        fates[job.name] = "is asked to save its state and stop"
+    return fates
+
+
+def _settle(job: Job, code: int, asked: bool) -> None:
+  """Records the end of a job whose supervisor ended without recording it."""
+  record = job.folder.read_state()
+  if record.get("state", "PENDING") not in OPEN_STATES or is_alive(job.folder, record):
+    return
+  if code == -signal.SIGTERM and asked:  # Python itself was still starting.
+    job.folder.write_state("REQUEUED", reason="stopped before it started")
+  elif code < 0:
+    name = signal.Signals(-code).name
+    job.folder.write_state("LOST", reason=f"its supervisor was killed by {name}")
+  else:
+    job.folder.write_state("FAILED", reason=f"its supervisor exited with {code}")
+
+
+def num_cpus() -> int:
+  """The processors that this process may use."""
+  try:
+    return len(os.sched_getaffinity(0))
+  except AttributeError:  # Not on every platform.
+    return os.cpu_count() or 1
+
+
+def make_executor(name: str, jobs: int, gpus: Sequence[str] = ()) -> Executor:
+  """The executor called `name`.
+
+  Raises:
+    LaunchError: There is none of that name.
+  """
+  if name != "local":
+    raise LaunchError(f"Unknown executor {name!r}. Known: local (this machine).")
+  return LocalExecutor(jobs, gpus)
+
+
+# States
+
+
+def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
+  """Whether a RUNNING record's process still is: its locks are held, or its process is there.
+
+  Of another machine's process, only the locks can be asked (where the file system shares them);
+  it is taken for alive.
+  """
+  if runs.lock_holder(job.supervisor_lock_file) or runs.lock_holder(job.lock_file):
+    return True
+  if record.get("host") not in (None, socket.gethostname()):
+    return True
+  if "supervisor_pid" in record:  # It would hold its lock; its number may be another's by now.
+    return False
+  try:
+    os.kill(int(record["pid"]), 0)
+  except (KeyError, ValueError, ProcessLookupError):
+    return False
+  except PermissionError:
+    return True
+  return True
+
+
+def observe(job: runs.RunDir) -> dict[str, Any]:
+  """A job's state record; RUNNING without a living process is LOST. Nothing is written."""
+  record = {"state": "PENDING", **job.read_state()}
+  if record["state"] == "RUNNING" and not is_alive(job, record):
+    again = {"state": "PENDING", **job.read_state()}  # It may have ended in between.
+    if again == record:
+      return {**record, "state": "LOST", "reason": "its process is gone without a word"}
+    return again
+  return record
+
+
+# Experiments
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One sweep's folder, `<experiments_dir>/<xid>/`, and its record."""
+
+  path: pathlib.Path
+  record: dict[str, Any]
+
+  @classmethod
+  def create(
+    cls,
+    experiments_dir: runs.PathLike,
+    units: Sequence[hyper.WorkUnit],
+    project_dir: pathlib.Path,
+    args: Sequence[str] = (),
+    xid: Optional[str] = None,
+    then_eval: Optional[str] = None,
+    facts: Optional[Mapping[str, Any]] = None,
+  ) -> "Experiment":
+    """Makes the experiment's folder whole, or leaves nothing.
+
+    Args:
+      experiments_dir: Where experiments live.
+      units: The work units, all of one family and task.
+      project_dir: The source to freeze.
+      args: Further arguments for each task.
+      xid: The experiment's id; without it the time as digits.
+      then_eval: A data set to evaluate each run on once it is trained.
+      facts: For the record: the command, the executor's options.
+
+    Raises:
+      LaunchError: There is an experiment of that id, or the snapshot lacks the task.
+    """
+    folder = pathlib.Path(experiments_dir).absolute()
+    if xid is None:
+      xid = runs.new_xid(folder)
+    else:
+      runs.RunDir.of(folder, xid, units[0])  # Checks the id.
+      folder.mkdir(parents=True, exist_ok=True)
+      try:
+        (folder / xid).mkdir()
+      except FileExistsError as e:
+        raise LaunchError(
+          f"There is an experiment {xid!r} in {folder} already. Choose another --xid; "
+          f"to go on with that one: ./launch.py rerun {xid}."
+        ) from e
+    path = folder / xid
+    try:
+      commit = code_state(project_dir)
+      size = snapshot(project_dir, path / "source", leave_out=(folder, path))
+      _check_entry(path / "source", units[0].family, units[0].task)
+      if commit["commit"] and commit["dirty"]:
+        patch = _git(project_dir, "-c", "diff.autoRefreshIndex=false", "diff", "HEAD", "--binary")
+        runs.atomic_write(path / "source.patch", patch)
+      for unit in units:
+        runs.RunDir.of(folder, xid, unit).create(unit, xid)
+      record = {
+        "schema_version": runs.SCHEMA_VERSION,
+        "xid": xid,
+        "family": units[0].family,
+        "task": units[0].task,
+        "config_file": units[0].config_file,
+        "args": list(args),
+        "then_eval": then_eval,
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "project_dir": str(project_dir),
+        "python": sys.executable,
+        **commit,
+        "source_bytes": size,
+        **(facts or {}),
+        "runs": [{"wid": u.wid, "runname": u.runname} for u in units],
+      }
+      runs.write_json(path / "experiment.json", record)
+    except BaseException:
+      shutil.rmtree(path, ignore_errors=True)
+      raise
+    return cls(path, record)
+
+  @classmethod
+  def open(cls, path: runs.PathLike) -> "Experiment":
+    """An existing experiment.
+
+    Raises:
+      LaunchError: The folder holds none, or one of another version.
+    """
+    folder = pathlib.Path(path).absolute()
+    if not (folder / "experiment.json").is_file():
+      raise LaunchError(f"{str(folder)!r} holds no experiment.json: not a launched experiment.")
+    record = runs.read_json(folder / "experiment.json")
+    if record.get("schema_version") != runs.SCHEMA_VERSION:
+      raise LaunchError(
+        f"{folder / 'experiment.json'} has schema version {record.get('schema_version')!r}; "
+        f"this code reads {runs.SCHEMA_VERSION}."
+      )
+    return cls(folder, record)
+
+  @property
+  def xid(self) -> str:
+    """The experiment's id."""
+    return str(self.record["xid"])
+
+  @property
+  def source(self) -> pathlib.Path:
+    """The frozen source."""
+    return self.path / "source"
+
+  def jobs(self) -> list[Job]:
+    """All jobs: each run's task, and where the record says so each run's evaluation after it."""
+    family, task = self.record["family"], self.record["task"]
+    env = job_environment(self.record)
+    jobs = []
+    for run in self.record["runs"]:
+      folder = runs.RunDir(self.path / f"wid={run['wid']}-{run['runname']}")
+      argv = [sys.executable, "-m", f"{family}.{task}", "--workdir", str(folder.path)]
+      jobs.append(Job(folder.path.name, (*argv, *self.record["args"]), folder, self.source, env))
+    if self.record["then_eval"]:
+      jobs += [
+        eval_job(job.folder, family, self.record["then_eval"], self.source, env, after=job)
+        for job in list(jobs)
+      ]
+    return jobs
+
+  def wid_of(self, job: Job) -> int:
+    """The work unit that a job belongs to."""
+    first = job.after.name if job.after is not None else job.name
+    return int(first.split("-", 1)[0][len("wid=") :])
+
+  def note_submission(self, executor: Executor, ids: Mapping[str, str]) -> None:
+    """Appends what was submitted, when and with which ids to `submitted.jsonl`."""
+    record = {"time": time.time(), "executor": executor.name, **executor.options(), "ids": ids}
+    runs.append_jsonl(self.path / "submitted.jsonl", record)
+
+  def ids(self) -> dict[str, str]:
+    """The executor's newest id of each job, by the job's name."""
+    ids: dict[str, str] = {}
+    for record in runs.read_jsonl(self.path / "submitted.jsonl"):
+      ids.update(record["ids"])
+    return ids
+
+  @contextlib.contextmanager
+  def attended(self) -> Iterator[None]:
+    """Held by a launcher that runs this experiment's jobs, so that two never do.
+
+    Raises:
+      RunError: Another launcher does; the message names it.
+    """
+    with runs.holding(self.path / "launcher.lock", f"The experiment {self.path}"):
+      yield
+
+
+def find_experiment(name: str, experiments_dir: Optional[runs.PathLike] = None) -> Experiment:
+  """An experiment by its id, in `experiments_dir` or the site's folders, or by its path.
+
+  Raises:
+    LaunchError: There is none, or there are two; the message says where was looked.
+  """
+  if os.sep in name:
+    return Experiment.open(name)
+  if experiments_dir is not None:
+    folders = [pathlib.Path(experiments_dir).absolute()]
+  else:
+    folders = [configs.TRAIN_DIR, configs.ITINF_DIR]
+  found = [folder / name for folder in folders if (folder / name / "experiment.json").is_file()]
+  if len(found) > 1:
+    raise LaunchError(f"{name!r} is in {found[0].parent} and {found[1].parent}: give its path.")
+  if not found:
+    known = sorted(p.parent.name for f in folders for p in f.glob("*/experiment.json"))
+    message = f"No experiment {name!r} in {' or '.join(str(f) for f in folders)}."
+    message += f" The newest there: {', '.join(known[-5:])}." if known else " There are none."
+    raise LaunchError(message + " Elsewhere: --experiments_dir DIR, or the experiment's path.")
+  return Experiment.open(found[0])
+
+
+def eval_job(
+  run: runs.RunDir,
+  family: str,
+  dataset: str,
+  source: pathlib.Path,
+  env: Mapping[str, str],
+  args: Sequence[str] = (),
+  after: Optional[Job] = None,
+) -> Job:
+  """The evaluation of a run on a data set; its state and log go to `eval-<dataset>` in the run."""
+  name = hyper.safe_name(dataset)
+  if name != dataset:  # A path or a glob: two of them may give one safe name.
+    name = f"{name[-60:]}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
+  folder = runs.RunDir(run.path / f"eval-{name}")
+  argv = [sys.executable, "-m", f"{family}.eval", "--workdir", str(run.path)]
+  argv += ["--dataset", dataset, "--job_dir", str(folder.path), *args]
+  return Job(f"{run.path.parent.name}/{run.path.name}/{folder.path.name}", tuple(argv), folder,
+             source, env, after)  # fmt: skip
+
+
+def resolve_dataset(dataset: str) -> str:
+  """A data set as a job can find it from another folder: names stay, relative paths do not."""
+  if dataset in configs.DATASETS or (os.sep not in dataset and "*" not in dataset):
+    return dataset
+  return str(pathlib.Path(dataset).expanduser().absolute())
+
+
+def job_environment(commit: Mapping[str, Any]) -> dict[str, str]:
+  """This site's folders and the source's commit, for jobs whose source is a snapshot elsewhere."""
+  env = {variable: str(getattr(configs, name)) for variable, name in _SITE_VARIABLES.items()}
+  env["NTC_COMMIT"] = commit["commit"] or ""
+  env["NTC_DIRTY"] = {True: "1", False: "0", None: ""}[commit["dirty"]]
+  return env
+
+
+def prepare(jobs: Iterable[Job], afresh: bool = False) -> None:
+  """Makes jobs ready to be submitted (again): PENDING, with no cancellation left standing.
+
+  Args:
+    jobs: None of them may be running.
+    afresh: They start from nothing, so the progress of earlier attempts is forgotten.
+  """
+  forgotten = dict.fromkeys(("step", "num_steps", "detail") if afresh else ())
+  for job in jobs:
+    with contextlib.suppress(FileNotFoundError):
+      job.folder.cancel_file.unlink()
+    job.folder.write_state("PENDING", reason=None, **forgotten)
+
+
+# Source
+
+
+def known_mains(project_dir: pathlib.Path) -> list[str]:
+  """What --main can name here: "factorized.train"."""
+  return sorted(
+    f"{path.parent.name}.{path.stem}" for task in TASKS for path in project_dir.glob(f"*/{task}.py")
+  )
+
+
+def _check_entry(source: pathlib.Path, family: str, task: str) -> None:
+  for needed in (source / family / f"{task}.py", source / "common" / "supervise.py"):
+    if not needed.is_file():
+      raise LaunchError(
+        f"The source snapshot lacks {needed.relative_to(source)}: does .gitignore name it?"
+      )
+
+
+def snapshot(
+  project_dir: pathlib.Path, target: pathlib.Path, leave_out: Sequence[pathlib.Path] = ()
+) -> int:
+  """Copies the source as it is now, uncommitted and untracked files included; returns its bytes.
+
+  Git's index, HEAD and stash are only read. Folders that experiments, results and data sets are
+  written to are left out, wherever they lie.
+  """
+  site = [getattr(configs, name) for name in _SITE_VARIABLES.values()]
+  written = [p for p in (*site, *leave_out) if p != project_dir and project_dir in p.parents]
+  names = _git_files(project_dir)
+  tracked = names is not None
+  total = 0
+  for name in _source_files(project_dir) if names is None else names:
+    path = project_dir / name
+    # Published curves are source, though they lie in the results' folder.
+    if configs.PUBLISHED_DIR not in path.parents and any(p in path.parents for p in written):
+      continue
+    copy = target / name
+    if path.is_symlink():
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      # A relative link that leads out of the tree would lead elsewhere from the copy.
+      inside = project_dir.resolve() in path.resolve().parents
+      link = path.readlink()
+      copy.symlink_to(link if inside and not link.is_absolute() else path.resolve())
+    elif path.is_dir():  # A repository within the repository.
+      shutil.copytree(path, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    elif path.is_file():  # Git still lists a file that was deleted and not committed.
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(path, copy)
+      total += path.stat().st_size
+  if total > _LARGE_SNAPSHOT_BYTES:
+    why = "untracked files count: name data in .gitignore" if tracked else "move data elsewhere"
+    print(f"Note: the source snapshot takes {total / 1e6:.0f} MB ({why}).", file=sys.stderr)
+  return total
+
+
+def _git(folder: pathlib.Path, *args: str) -> bytes:
+  # Without the flag, and `diff` without its option, git would rewrite the user's index.
+  command = ["git", "--no-optional-locks", "-C", str(folder), *args]
+  return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def _git_files(folder: pathlib.Path) -> Optional[list[str]]:
+  """Tracked and untracked-unignored files; None outside of git."""
+  try:
+    top = pathlib.Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel")).rstrip("\n"))
+    if top.resolve() != folder.resolve():
+      command = ["git", "-C", str(top), "check-ignore", "-q", str(folder)]
+      if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        return None  # A copy in an ignored folder of another checkout.
+    listed = _git(folder, "ls-files", "-z", "-co", "--exclude-standard")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return sorted({os.fsdecode(name) for name in listed.split(b"\0") if name})
+
+
+def code_state(folder: pathlib.Path) -> dict[str, Any]:
+  """Commit and dirty flag of the checkout that `folder` is; both None where it is none."""
+  if _git_files(folder) is None:
+    return {"commit": None, "dirty": None}
+  return runs.git_state(folder, recorded=False)
+
+
+def _source_files(folder: pathlib.Path) -> list[str]:
+  """Python and other text files, for a folder without version control."""
+  found = []
+  for parent, folders, files in os.walk(folder):
+    folders[:] = [
+      d for d in folders
+      if not d.startswith(".") and d not in _NOT_SOURCE
+      and not (pathlib.Path(parent) / d / "experiment.json").is_file()
+    ]  # fmt: skip
+    for name in files:
+      if name.endswith(_SOURCE_SUFFIXES):
+        found.append(os.path.relpath(os.path.join(parent, name), folder))  # noqa: PTH118
+  return sorted(found)
+
+
+# Watching
+
+
+class Progress:
+  """Shows how jobs come along: bars in a terminal, a line now and then elsewhere.
+
+  Reads `step`, `num_steps` and `detail` of each job's state record.
+  """
+
+  def __init__(self, jobs: Sequence[Job], stream: TextIO, interval: float = 30.0):
+    """Args: the jobs; where to write; seconds between lines where `stream` is no terminal."""
+    self._jobs = {job.name: job for job in jobs}
+    self._stream = stream
+    self._interval = interval
+    self._printed = time.monotonic()
+    self._open = set(self._jobs)
+    self._started: set[str] = set()
+    self._bars: dict[str, Any] = {}
+    self._overall: Any = None
+    if stream.isatty():
+      import tqdm
+
+      self._tqdm = tqdm.tqdm
+      self._overall = tqdm.tqdm(total=len(jobs), desc="jobs", unit="job", file=stream, position=0)
+
+  def update(self, unfinished: Mapping[str, str]) -> None:
+    """Shows what has changed; `unfinished` is what `Executor.poll` returned."""
+    running = [name for name, state in unfinished.items() if state == "RUNNING"]
+    for name in running:
+      if name not in self._started:
+        self._started.add(name)
+        self._say(f"{name}: started")
+    for name in [name for name in self._jobs if name in self._open and name not in unfinished]:
+      self._open.remove(name)
+      self._close_bar(name)
+      record = observe(self._jobs[name].folder)
+      if record["state"] not in OPEN_STATES:
+        self._say(f"{name}: {_brief(record)}")
+      if self._overall is not None:
+        self._overall.update(1)
+    if self._overall is not None:
+      for name in running:
+        self._draw(name)
+    elif time.monotonic() - self._printed >= self._interval and self._open:
+      self._printed = time.monotonic()
+      over = len(self._jobs) - len(self._open)
+      self._say(f"{over} of {len(self._jobs)} jobs ended, {len(running)} running")
+      for name in running:
+        record = self._jobs[name].folder.read_state()
+        self._say(f"  {name}: {_steps(record)} {record.get('detail', '')}".rstrip())
+
+  def close(self) -> None:
+    """Takes the bars away."""
+    for name in list(self._bars):
+      self._close_bar(name)
+    if self._overall is not None:
+      self._overall.close()
+
+  def _draw(self, name: str) -> None:
+    record = self._jobs[name].folder.read_state()
+    step = int(record.get("step") or 0)
+    if name not in self._bars:
+      taken = {abs(bar.pos) for bar in self._bars.values()}
+      position = next(i for i in range(1, len(taken) + 2) if i not in taken)
+      self._bars[name] = self._tqdm(
+        total=record.get("num_steps"), initial=step, desc=name[-40:], unit="step",
+        file=self._stream, position=position, leave=False,
+      )  # fmt: skip
+    bar = self._bars[name]
+    bar.total = record.get("num_steps")
+    bar.set_postfix_str(str(record.get("detail", "")), refresh=False)
+    bar.n = step
+    bar.refresh()
+
+  def _close_bar(self, name: str) -> None:
+    if name in self._bars:
+      self._bars.pop(name).close()
+
+  def _say(self, line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # Whoever read along has gone; the jobs go on.
+      if self._overall is not None:
+        self._tqdm.write(line, file=self._stream)
+      else:
+        print(f"{time.strftime('%H:%M:%S')} {line}", file=self._stream, flush=True)
+
+
+def _steps(record: Mapping[str, Any]) -> str:
+  if record.get("step") is None:
+    return ""
+  return f"{record['step']}/{record.get('num_steps', '?')}"
+
+
+def _brief(record: Mapping[str, Any]) -> str:
+  reason = record.get("reason")
+  return f"{record['state']}{f' ({reason})' if reason else ''}"
+
+
+def wait(executor: Executor, progress: Progress, seconds: float = 0.1) -> bool:
+  """Runs submitted jobs to their ends; returns whether it was told to stop.
+
+  The first SIGINT, SIGTERM or SIGHUP asks the jobs to save their state and stop, and waits for
+  them; a second SIGINT kills them.
+  """
+  received: list[int] = []
+  handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in handled}
+  for number in handled:
+    if before[number] != signal.SIG_IGN:  # What nohup made deaf, stays deaf.
+      signal.signal(number, lambda n, frame: received.append(n))
+  asked = killed = False
+  try:
+    while True:
+      if received and not asked:
+        asked = True
+        name = signal.Signals(received[0]).name
+        print(f"\n{name}: jobs are asked to save their state and stop. Ctrl-C again kills them.",
+              file=sys.stderr, flush=True)  # fmt: skip
+        executor.stop()
+      elif not killed and signal.SIGINT in received[1:]:
+        killed = True
+        executor.stop(kill=True)
+      unfinished = executor.poll()
+      progress.update(unfinished)
+      if not unfinished:
+        return asked
+      time.sleep(seconds)
+  finally:
+    progress.close()
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """Rows as aligned columns; the last one is not padded."""
+  lines = [[str(cell) for cell in row] for row in (header, *rows)]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  return "\n".join(
+    "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+  )
+
+
+def states_table(jobs: Sequence[Job]) -> tuple[str, dict[str, int]]:
+  """Every job's state, progress, reason and log as a table, and how many jobs are in each state."""
+  rows = []
+  counts: dict[str, int] = {}
+  for job in jobs:
+    record = observe(job.folder)
+    counts[record["state"]] = counts.get(record["state"], 0) + 1
+    why = record.get("reason") or (record.get("detail", "") if record["state"] == "RUNNING" else "")
+    log = str(job.folder.log_file) if job.folder.log_file.exists() else ""
+    rows.append((job.name, record["state"], _steps(record), why, log))
+  return table(("job", "state", "step", "reason", "log"), rows), counts

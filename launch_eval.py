@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Evaluates runs on a data set, one job a run; the family is read from each run's record.
+
+usage:
+  ./launch_eval.py --workdirs 'train_xms/<xid>/wid=*' --dataset kodak
+                   [--args '--skip_existing=false'] [--jobs N] [--dry_run]
+
+The evaluation's state and log go to <run>/eval-<dataset>/; results to json_results/<dataset>/.
+Runs that cannot be evaluated are shown as FAILED, and do not hold up the others.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from common import venv
+
+if __name__ == "__main__":
+  venv.use_project_venv(__file__)
+
+import pathlib
+
+from absl import flags as absl_flags
+
+import configs
+import launch
+from common import flags, hyper, launchers, runs
+
+_RESERVED_ARGS = ("workdir", "job_dir", "dataset")
+
+
+def _define(values: absl_flags.FlagValues) -> None:
+  absl_flags.DEFINE_string("workdirs", None, "Run directories, or experiments: a quoted glob.",
+                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("dataset", None, "A data set's name, a folder or a glob of images.",
+                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("args", "", "Further arguments for every task, as one quoted text.",
+                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_bool("dry_run", False, "Print the jobs; write and start nothing.",
+                         flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_bool("use_snapshot", False,
+                         "Evaluate with each experiment's own source, not with the present one.",
+                         flag_values=values)  # fmt: skip
+  launch.define_executor(values)
+
+
+def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -> int:
+  """The command line without the program's name; returns the exit code, as launch.main."""
+  try:
+    return _main(list(argv), project_dir)
+  except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 2
+
+
+def _main(argv: list[str], project_dir: pathlib.Path) -> int:
+  values, _, _ = flags.parse(argv, _define, __doc__ or "", allow_config=False)
+  for name in ("workdirs", "dataset"):
+    if not values[name].value:
+      raise flags.UsageError(f"--{name} is missing (see --help).")
+  args = launch.split_args(values.args, _RESERVED_ARGS)
+  executor = launch.executor_from(values)
+  dataset = launchers.resolve_dataset(values.dataset)
+  jobs = make_jobs(runs.find_runs(values.workdirs), dataset, args, project_dir, values.use_snapshot)
+  if values.dry_run:
+    print("\n".join(shlex.join(job.argv) for job in jobs))
+    print(f"{len(jobs)} jobs. Dry run: nothing was written.")
+    return 0
+  busy = [job.name for job in jobs if launchers.observe(job.folder)["state"] == "RUNNING"]
+  if busy:
+    raise launchers.LaunchError(f"Being evaluated already: {', '.join(busy)}. Wait for it.")
+  launchers.prepare(jobs, afresh=True)
+  return launch.run_jobs(executor, jobs, shlex.join(["./launch_eval.py", *argv]))
+
+
+def make_jobs(
+  found: Sequence[runs.RunDir],
+  dataset: str,
+  args: Sequence[str],
+  project_dir: pathlib.Path,
+  use_snapshot: bool = False,
+) -> list[launchers.Job]:
+  """One evaluation a run.
+
+  Raises:
+    launchers.LaunchError: A run's family has no evaluation, or its snapshot is asked for and gone.
+  """
+  here = launchers.job_environment(launchers.code_state(project_dir))
+  jobs = []
+  for run in found:
+    family = run.read_work_unit().family
+    source, env = project_dir, here
+    if use_snapshot:
+      experiment = launchers.Experiment.open(run.path.parent)
+      source, env = experiment.source, launchers.job_environment(experiment.record)
+    if not (source / family / "eval.py").is_file():
+      raise launchers.LaunchError(f"{run.path} is of family {family!r}: no {family}/eval.py "
+                                  f"in {source}.")  # fmt: skip
+    jobs.append(launchers.eval_job(run, family, dataset, source, env, args))
+  return jobs
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
