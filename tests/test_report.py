@@ -1,0 +1,584 @@
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import configs
+from common import bd, flags, hyper, report, results, runs
+
+HASH = "ab" * 32
+
+
+def curve(bpp, psnr, group="classical-jpeg", label="", source="bitstream", **more):
+  return results.RDCurve(
+    label=label or group, bpp=tuple(bpp), psnr_db=tuple(psnr), source=source, group=group, **more
+  )
+
+
+BPP = (0.1, 0.2, 0.4, 0.8, 1.6)
+PSNR = (26.0, 28.5, 31.5, 34.5, 38.0)
+ANCHOR = curve(BPP, PSNR)
+
+
+def result(
+  bpp=0.5,
+  psnr=30.0,
+  family="factorized",
+  xid="1001",
+  wid=0,
+  step=1000,
+  mode="bitstream",
+  hash=HASH,
+  label=None,
+  num_images=2,
+  dataset="kodak",
+  **record,
+):
+  records = []
+  for index in range(num_images):
+    change = 0.1 * index / (num_images - 1) - 0.05
+    fields = {
+      "image": f"kodim{index:02d}.png",
+      "num_pixels": 393216,
+      "num_bytes": None if mode == "estimated" else round((bpp + change * bpp) * 393216 / 8),
+      "bpp": bpp + change * bpp,
+      "bpp_estimated": None if family == "classical" else (bpp + change * bpp) * 0.99,
+      "psnr_db": psnr + change,
+      "msssim": 1 - 10 ** (-(psnr / 2) / 10),
+      "msssim_scales": 5,
+      "lpips": None,
+      "mse": 65.0,
+      "seconds_encode": 0.1,
+      "seconds_decode": 0.02,
+    }
+    records.append(results.EvalRecord(**{**fields, **record}))
+  run = {
+    "family": family, "xid": xid, "wid": wid, "runname": f"rd_lambda={wid}",
+    "commit": "0123456789", "dirty": False, "workdir": None,
+  }  # fmt: skip
+  if label:
+    run["label"] = label
+  return results.ResultFile(
+    run=run,
+    config={},
+    overrides={},
+    step=step,
+    dataset={"name": dataset, "images": [r.image for r in records], "hash": hash},
+    mode=mode,
+    records=tuple(records),
+  )
+
+
+def write_curve(folder, scale=1.0, points=5, **more):
+  for wid, (bpp, psnr) in enumerate(zip(BPP[:points], PSNR)):
+    results.write(folder, result(bpp * scale, psnr, wid=wid, **more))
+
+
+def write_jpeg(folder):
+  write_curve(folder, family="classical", xid="jpeg", step=0, label="JPEG 4:2:0 (Pillow 1)")
+
+
+def make(tmp_path, *more, published=None):
+  """Runs the command; returns the page and what was printed."""
+  lines = []
+  argv = ["--dataset=kodak", f"--results_dir={tmp_path / 'results'}", f"--out={tmp_path / 'out'}"]
+  path = report.run([*argv, *more], say=lines.append)
+  assert path == tmp_path / "out" / "index.html"
+  return path.read_text(), "\n".join(lines)
+
+
+def table(tmp_path, name):
+  return list(csv.DictReader(io.StringIO((tmp_path / "out" / name).read_text())))
+
+
+@pytest.fixture(autouse=True)
+def no_published(monkeypatch, tmp_path):
+  monkeypatch.setattr(configs, "PUBLISHED_DIR", tmp_path / "published")
+
+
+# --- Bjontegaard deltas ---
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.9, 1.0, 1.25])
+def test_bd_rate_of_a_scaled_rate_is_the_scale(scale):
+  found = bd.bd_rate(ANCHOR, curve([b * scale for b in BPP], PSNR))
+  assert found.value == pytest.approx(100 * (scale - 1), abs=0.1)
+  assert found.overlap == (26.0, 38.0)
+  assert found.share == 1
+  assert found.remark == ""
+
+
+def test_bd_psnr_of_a_raised_curve_is_the_height():
+  found = bd.bd_psnr(ANCHOR, curve(BPP, [p + 0.7 for p in PSNR]))
+  assert found.value == pytest.approx(0.7, abs=1e-9)
+  assert found.overlap == (0.1, 1.6)
+
+
+def test_bd_rate_by_msssim():
+  anchor = dataclasses.replace(ANCHOR, msssim_db=(8.0, 10.0, 13.0, 16.0, 20.0))
+  other = dataclasses.replace(anchor, bpp=tuple(0.9 * b for b in BPP))
+  assert bd.bd_rate(anchor, other, bd.MSSSIM).value == pytest.approx(-10, abs=0.1)
+  refused = bd.bd_rate(ANCHOR, other, bd.MSSSIM)
+  assert refused.value is None
+  assert refused.remark == "the anchor has no MS-SSIM"
+
+
+def test_curves_without_common_quality_are_refused_with_the_reason():
+  found = bd.bd_rate(ANCHOR, curve(BPP, [p + 20 for p in PSNR]))
+  assert found.value is None
+  assert found.remark == (
+    "no common PSNR: the curve has 46 to 58 dB, the anchor 26 to 38 dB"
+  )  # fmt: skip
+  found = bd.bd_psnr(ANCHOR, curve([10 * 2**b for b in range(5)], PSNR))
+  assert found.value is None
+  assert found.remark == (
+    "no common rate: the curve has 10 to 160 bpp, the anchor 0.1 to 1.6 bpp"
+  )  # fmt: skip
+
+
+def test_one_point_is_refused_and_few_points_are_called_coarse():
+  found = bd.bd_rate(ANCHOR, curve([0.3], [30.0]))
+  assert found.value is None
+  assert found.remark == "the curve has one usable point; interpolation needs two"
+  found = bd.bd_rate(curve([0.3], [30.0]), ANCHOR)
+  assert "the anchor has one usable point" in found.remark
+  found = bd.bd_rate(ANCHOR, curve(BPP[:2], PSNR[:2]))
+  assert found.value == pytest.approx(0, abs=5)
+  assert found.remark == "coarse: 2 points"
+
+
+def test_a_short_overlap_is_stated():
+  found = bd.bd_rate(ANCHOR, curve(BPP, [p + 8 for p in PSNR]))
+  assert found.overlap == (34.0, 38.0)
+  assert found.share == pytest.approx(1 / 3)
+  assert found.remark == "short overlap"
+
+
+def test_points_beaten_by_their_own_curve_do_not_count():
+  bumpy = curve([*BPP, 0.5, 0.2], [*PSNR, 30.0, 27.0])
+  assert bd.front(bumpy) == list(zip(BPP, PSNR))
+  found = bd.bd_rate(ANCHOR, bumpy)
+  assert found.value == pytest.approx(0, abs=1e-9)
+  assert found.remark == "not counted: 2 points beaten by others of the curve"
+
+
+def test_lossless_points_do_not_break_a_curve():
+  assert bd.front(curve([0.1, 0.2, 8.0], [30.0, 31.0, math.inf])) == [(0.1, 30.0), (0.2, 31.0)]
+
+
+def test_published_bd_rates_are_reproduced():
+  path = configs.SHARED_DIR / "reference" / "reference_rd.json"
+  if not path.is_file():
+    pytest.skip(f"no published numbers at {path} (NTC_SHARED_DIR)")
+  content = json.loads(path.read_text())
+  curves = {}
+  for c in content["curves"]:
+    key = (c["source"], c["codec"], c["dataset"])
+    if c.get("psnr_rgb"):
+      order = np.argsort(c["bpp"])
+      curves[key] = curve([c["bpp"][i] for i in order], [c["psnr_rgb"][i] for i in order])
+  checked = 0
+  for row in content["derived_bd_rate"]["rows"]:
+    source, codec = row["anchor"].split(":")
+    anchor = next(
+      c for k, c in curves.items() if k[0].endswith(source) and k[1:] == (codec, row["dataset"])
+    )
+    test = curves[row["source"], row["codec"], row["dataset"]]
+    monotonic = all(len(bd.front(c)) == len(c.bpp) for c in (anchor, test))
+    if monotonic and row["bd_rate_pct"].get("pchip") is not None:
+      found = bd.bd_rate(anchor, test)
+      assert found.value == pytest.approx(row["bd_rate_pct"]["pchip"], abs=0.1), row
+      assert found.overlap == pytest.approx(row["psnr_overlap_db"], abs=0.01)
+      checked += 1
+  assert checked > 50
+
+
+# --- Where a curve beats the anchor ---
+
+
+def test_gain_finds_where_a_curve_is_higher():
+  tilted = curve(BPP, [27.0, 29.0, 31.5, 34.0, 37.0])
+  found = bd.gain(ANCHOR, tilted)
+  assert found.rates == (0.1, 1.6)
+  assert found.most_db == pytest.approx(1.0)
+  assert found.most_at == pytest.approx(0.1)
+  ((low, high),) = found.above
+  assert (low, high) == pytest.approx((0.1, 0.4), rel=0.01)
+  assert found.least_db == pytest.approx(-1.0)
+  sentence = bd.gain_sentence(found)
+  assert sentence.startswith("higher from 0.10 to 0.40 bpp: at most +1.00 dB at 0.10 bpp")
+  assert sentence.endswith("lower by up to 1.00 dB.")
+
+
+def test_gain_says_everywhere_nowhere_and_no_common_rates():
+  above = bd.gain_sentence(bd.gain(ANCHOR, curve(BPP, [p + 1 for p in PSNR])))
+  assert above.startswith("higher at every common rate (0.10 to 1.60 bpp)")
+  below = bd.gain_sentence(bd.gain(ANCHOR, curve(BPP, [p - 1 for p in PSNR])))
+  assert below.startswith("lower at every common rate (0.10 to 1.60 bpp); nearest with \u22121.00")
+  apart = bd.gain(ANCHOR, curve([20, 40], [40.0, 50.0]))
+  assert apart is None
+  assert bd.gain_sentence(apart) == "no rates in common."
+
+
+# --- Anchors ---
+
+
+def series(*curves_):
+  return [bd.Series(c, published=c.source == "published") for c in curves_]
+
+
+def test_the_default_anchor_is_jpeg_then_any_classical_codec_then_the_first_curve():
+  own = curve(BPP, PSNR, "factorized-1")
+  webp, jpeg = curve(BPP, PSNR, "classical-webp"), ANCHOR
+  paper = curve(BPP, PSNR, "published-bpg", source="published")
+  assert bd.pick_anchor(series(paper, own, webp, jpeg), None).curve is jpeg
+  assert bd.pick_anchor(series(paper, own, webp), None).curve is webp
+  assert bd.pick_anchor(series(paper, own), None).curve is own
+  assert bd.pick_anchor(series(paper), None).curve is paper
+
+
+def test_an_anchor_is_found_by_label_group_codec_or_part_of_a_label():
+  all_series = series(
+    curve(BPP, PSNR, "classical-jpeg", "JPEG 4:2:0"),
+    curve(BPP, PSNR, "classical-jpeg444", "JPEG 4:4:4"),
+    curve(BPP, PSNR, "published-bpg444", "BPG [paper]", source="published"),
+  )
+  for wanted, index in (
+    ("jpeg", 0), ("classical-jpeg444", 1), ("JPEG 4:4:4", 1), ("bpg444", 2), ("paper", 2),
+  ):  # fmt: skip
+    assert bd.pick_anchor(all_series, wanted) is all_series[index]
+  with pytest.raises(bd.AnchorError, match="fits more than one curve"):
+    bd.pick_anchor(all_series, "4:")
+  with pytest.raises(bd.AnchorError, match=r"Known: JPEG 4:2:0 \(jpeg\); .*bpg444"):
+    bd.pick_anchor(all_series, "vtm")
+
+
+# --- The command ---
+
+
+class Links(HTMLParser):
+  """Collects everything that a browser would fetch, and checks that tags close."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.found = []
+    self.open = []
+    self.feed(text)
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    values = dict(attrs)
+    for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+      if values.get(name) is not None:
+        self.found.append(values[name])
+    if tag not in ("meta", "br"):
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    self.open.pop()
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_curve(tmp_path / "results", 0.9)
+  write_curve(tmp_path / "results", 0.89, mode="estimated")
+  text, printed = make(tmp_path)
+  assert all(link.startswith("#") for link in Links(text).found)
+  assert not re.search(r"url\((?!#)|@import|<script|<link|<img", text)
+  for url in re.findall(r"https?://[^\s\"'<>]+", text):
+    assert url.startswith("http://www.w3.org/"), url  # Names of XML namespaces; never fetched.
+  assert "prefers-color-scheme:dark" in text
+  assert 'name="viewport"' in text
+  assert text.count("<svg") > 2
+  assert "<b>factorized 1001</b>: higher at every common rate" in text
+  assert "\u221210.0 %" in text
+  assert "-10.0 %" in printed
+  assert printed.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'index.html'}"
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    "bd_rate.csv", "curves.csv", "index.html", "rd_msssim.png", "rd_msssim.svg", "rd_psnr.png",
+    "rd_psnr.svg", "records.csv",
+  ]  # fmt: skip
+  assert (tmp_path / "out" / "rd_psnr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_from_results_cannot_break_the_page(tmp_path):
+  write_curve(tmp_path / "results", label='<script>alert("x")</script> & "co"')
+  text, _ = make(tmp_path, "--title=<b>bold")
+  Links(text)
+  assert "<script" not in text
+  assert "&lt;b&gt;bold" in text
+
+
+def test_tables_hold_every_point_and_every_picture(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_curve(tmp_path / "results", 0.9)
+  make(tmp_path)
+  points = table(tmp_path, "curves.csv")
+  assert len(points) == 10
+  own = [p for p in points if p["group"] == "factorized-1001"]
+  assert [float(p["bpp"]) for p in own] == pytest.approx([0.9 * b for b in BPP])
+  assert [float(p["psnr_db"]) for p in own] == pytest.approx(PSNR)
+  assert own[0]["source"] == "bitstream"
+  assert float(own[0]["msssim_db"]) == pytest.approx(13.0)
+  records = table(tmp_path, "records.csv")
+  assert len(records) == 20
+  assert {r["image"] for r in records} == {"kodim00.png", "kodim01.png"}
+  assert float(records[-1]["psnr_db"]) == pytest.approx(38.05)
+  assert records[-1]["lpips"] == ""
+  (row,) = table(tmp_path, "bd_rate.csv")
+  assert row["anchor"] == "JPEG 4:2:0 (Pillow 1)"
+  assert float(row["bd_rate_percent"]) == pytest.approx(-10, abs=0.1)
+  assert float(row["psnr_overlap_low_db"]) == pytest.approx(26)
+  assert float(row["max_gain_db"]) > 0
+
+
+def test_refused_comparisons_say_why(tmp_path):
+  write_jpeg(tmp_path / "results")
+  results.write(tmp_path / "results", result(0.5, 30))
+  text, printed = make(tmp_path)
+  (row,) = table(tmp_path, "bd_rate.csv")
+  assert row["bd_rate_percent"] == ""
+  reason = "the curve has one usable point; interpolation needs two"
+  assert row["bd_rate_remark"] == reason
+  assert reason in text and reason in printed
+
+
+def test_lpips_is_drawn_where_it_is_known(tmp_path):
+  write_curve(tmp_path / "results", lpips=0.2)
+  text, _ = make(tmp_path)
+  assert "LPIPS (lower is better)" in text
+  assert (tmp_path / "out" / "rd_lpips.svg").is_file()
+  for path in results.find(tmp_path / "results", "kodak"):
+    path.unlink()
+  write_curve(tmp_path / "results")
+  make(tmp_path)
+  assert not (tmp_path / "out" / "rd_lpips.svg").exists()
+
+
+def test_every_dot_names_its_run(tmp_path):
+  write_curve(tmp_path / "results")
+  text, _ = make(tmp_path)
+  for wid in range(5):
+    assert f"<title>factorized 1001, rd_lambda={wid}\n" in text
+
+
+def test_damaged_files_are_named_and_the_rest_is_drawn(tmp_path):
+  folder = tmp_path / "results"
+  write_jpeg(folder)
+  good = results.write(folder, result()).read_text()
+  bad = {
+    "torn.json": good[:300],
+    "list.json": "[1, 2]",
+    "few.json": json.dumps({**json.loads(good), "records": json.loads(good)["records"][:1]}),
+    "norun.json": json.dumps({**json.loads(good), "run": {}}),
+    "mode.json": json.dumps({**json.loads(good), "mode": "fast"}),
+    "step.json": json.dumps({**json.loads(good), "step": "last"}),
+    "version.json": json.dumps({**json.loads(good), "schema_version": 99}),
+    "number.json": json.dumps(
+      {**json.loads(good), "records": [{**r, "bpp": "?"} for r in json.loads(good)["records"]]}
+    ),
+    "copy.json": good,
+  }
+  for name, content in bad.items():
+    (folder / "kodak" / "bitstream" / name).write_text(content)
+  text, printed = make(tmp_path)
+  found = report.load(folder, "kodak")
+  named = {p.path.name: p.reason for p in found.left_out}
+  assert set(named) == set(bad)
+  assert len(found.results) == 6
+  assert "2 pictures: not complete" in named["few.json"]
+  assert "schema version 99" in named["version.json"]
+  assert named["norun.json"] == "no field 'family'"
+  for name in named:
+    assert f"<code>{name}</code>" in text
+    assert name in printed
+
+
+def test_results_of_other_pictures_are_left_out_and_said(tmp_path):
+  folder = tmp_path / "results"
+  write_jpeg(folder)
+  results.write(folder, result(xid="other", hash="cd" * 32))
+  results.write(folder, result(xid="tecnick", dataset="tecnick"))
+  foreign = (
+    folder / "tecnick" / "bitstream" / "factorized-rd_lambda=0-step=1000-xid=tecnick-wid=0.json"
+  )
+  foreign.rename(folder / "kodak" / "bitstream" / foreign.name)
+  text, _ = make(tmp_path)
+  loaded = report.load(folder, "kodak")
+  assert {r.dataset["hash"] for r in loaded.results} == {HASH}
+  assert loaded.other_pictures == 1
+  assert [p.reason for p in loaded.left_out] == [
+    "of data set 'tecnick'",
+    f"measured on other pictures (2 of hash {'cd' * 6}; the report is of hash {HASH[:12]})",
+  ]
+  assert "1 result measured on other pictures" in text
+  assert {p["group"] for p in table(tmp_path, "curves.csv")} == {"classical-jpeg"}
+
+
+def test_underscored_experiments_are_ignored(tmp_path):
+  write_jpeg(tmp_path / "results")
+  results.write(tmp_path / "results", result(xid="_debug"))
+  text, _ = make(tmp_path)
+  assert "_debug" not in text
+
+
+def test_earlier_steps_are_listed_and_not_drawn(tmp_path):
+  write_curve(tmp_path / "results")
+  results.write(tmp_path / "results", result(BPP[0], 20.0, wid=0, step=500))
+  text, _ = make(tmp_path)
+  assert text.count("(earlier step)") == 1
+  assert len(table(tmp_path, "curves.csv")) == 5
+
+
+def test_lossless_pictures_are_said_to_be_left_out_of_the_mean(tmp_path):
+  write_curve(tmp_path / "results", psnr_db=None, mse=0.0)
+  results.write(tmp_path / "results", result(xid="2"))
+  text, _ = make(tmp_path)
+  assert "10 records without any error" in text
+
+
+def write_run(folder, wid, state, **facts):
+  unit = hyper.WorkUnit("factorized", "train", {}, wid, {}, f"rd_lambda={wid}", "a.py")
+  run = runs.RunDir.of(folder, "1001", unit)
+  run.create(unit, "1001")
+  run.write_state(state, **facts)
+  return run
+
+
+def test_runs_without_results_are_listed_with_their_state(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_curve(tmp_path / "results", 0.9, points=3)
+  results.write(tmp_path / "results", result(xid="other"))
+  for wid in range(3):
+    write_run(tmp_path / "xms", wid, "DONE", step=1000)
+  write_run(tmp_path / "xms", 3, "FAILED", step=70, reason="loss is NaN")
+  damaged = write_run(tmp_path / "xms", 4, "RUNNING")
+  damaged.work_unit_file.write_text("{")
+  text, printed = make(tmp_path, f"--runs={tmp_path}/xms/*")
+  assert "Runs without results" in text
+  assert "1001/wid=3-rd_lambda=3" in text and "FAILED" in text and "loss is NaN" in text
+  assert "1001/wid=4-rd_lambda=4" in text and "its record is damaged" in text
+  assert "1001/wid=2-rd_lambda=2</code>" not in text
+  assert "FAILED, step 70, loss is NaN" in printed
+  assert "1 result of other runs not shown" in text
+  groups = {p["group"] for p in table(tmp_path, "curves.csv")}
+  assert groups == {"classical-jpeg", "factorized-1001"}
+
+
+def test_a_sweep_without_any_result_has_a_page_too(tmp_path):
+  write_run(tmp_path / "xms", 0, "RUNNING")
+  text, printed = make(tmp_path, f"--runs={tmp_path}/xms/*")
+  assert "1001/wid=0-rd_lambda=0" in text
+  assert "No curves yet." in printed
+
+
+def published(**changes):
+  record = {
+    "label": "BPG 4:4:4", "codec": "bpg444", "source": "a paper", "convention": "files; mean",
+    "dataset": "kodak", "bpp": [0.4, 0.1, 0.2], "psnr_db": [36.0, 30.0, 33.0],
+  }  # fmt: skip
+  return {**record, **changes}
+
+
+def write_published(*records, name="a.json"):
+  configs.PUBLISHED_DIR.mkdir(exist_ok=True)
+  content = {"schema_version": 1, "curves": list(records)}
+  (configs.PUBLISHED_DIR / name).write_text(json.dumps(content))
+
+
+def test_published_curves_are_drawn_compared_and_sourced(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_published(published(), published(dataset="tecnick", label="elsewhere"))
+  text, printed = make(tmp_path)
+  assert "1  BPG 4:4:4 [a paper]" in text
+  assert "files; mean" in text
+  assert "elsewhere" not in text
+  (row,) = table(tmp_path, "bd_rate.csv")
+  assert (row["group"], row["source"]) == ("published-bpg444", "published")
+  assert float(row["bd_rate_percent"]) < 0
+  _, printed = make(tmp_path, "--anchor=bpg444")
+  assert printed.startswith("Anchor: BPG 4:4:4 [a paper]")
+
+
+def test_published_curves_alone_make_a_report(tmp_path):
+  write_published(published(), published(label="other", codec="x", msssim_db=[14, 9, 12]))
+  text, _ = make(tmp_path)
+  assert text.count("[a paper]") > 2
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"psnr_db": [1.0]}, "3 values of bpp, 1 of psnr_db"),
+    ({"msssim_db": [1.0]}, "3 values of bpp, 1 of msssim_db"),
+    ({"bpp": [0.0, 0.1, 0.2]}, "a rate of 0"),
+    ({"bpp": ["a", "b", "c"]}, "must be real number"),
+  ],
+)
+def test_damaged_published_files_are_named(tmp_path, changes, words):
+  write_jpeg(tmp_path / "results")
+  write_published(published(**changes))
+  make(tmp_path)
+  found, left_out = report.load_published(configs.PUBLISHED_DIR, "kodak")
+  assert not found
+  assert re.search(words, left_out[0].reason)
+
+
+def test_wrong_commands_name_the_fix(tmp_path):
+  with pytest.raises(flags.UsageError, match="--dataset is needed"):
+    report.run([])
+  with pytest.raises(report.ReportError, match=r"(?s)No results of data set 'kodak'.*classical"):
+    make(tmp_path)
+  write_curve(tmp_path / "results", dataset="tecnick")
+  with pytest.raises(report.ReportError, match="There are results of: tecnick"):
+    make(tmp_path)
+  write_jpeg(tmp_path / "results")
+  with pytest.raises(bd.AnchorError, match="Known: JPEG"):
+    make(tmp_path, "--anchor=vtm")
+  with pytest.raises(runs.RunError, match="No run directory matches"):
+    make(tmp_path, "--runs=nothing/*")
+
+
+def test_the_report_imports_no_tensorflow(tmp_path):
+  write_jpeg(tmp_path / "results")
+  program = (
+    "import sys; from common import report; "
+    f"report.run(['--dataset=kodak', '--results_dir={tmp_path / 'results'}', "
+    f"'--out={tmp_path / 'out'}']); "
+    "assert not any(m.split('.')[0] in ('tensorflow', 'keras') for m in sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
+
+
+def test_200_runs_take_less_than_3_seconds(tmp_path):
+  folder = tmp_path / "results"
+  for experiment in range(25):
+    for wid, (bpp, psnr) in enumerate(zip(np.linspace(0.1, 2, 8), np.linspace(27, 40, 8))):
+      scale = 1 + 0.02 * experiment
+      results.write(
+        folder,
+        result(float(bpp * scale), float(psnr), xid=f"10{experiment:02d}", wid=wid, num_images=24),
+      )
+  command = [sys.executable, "-m", "common.report", "--dataset=kodak", f"--results_dir={folder}"]
+  seconds = []
+  for _ in range(4):  # The first may build matplotlib's font cache; the machine may be busy.
+    start = time.perf_counter()
+    subprocess.run([*command, f"--out={tmp_path / 'out'}"], check=True, cwd=configs.PROJECT_DIR)
+    seconds.append(time.perf_counter() - start)
+    if seconds[-1] < 3:
+      break
+  assert seconds[-1] < 3
+  assert len(table(tmp_path, "records.csv")) == 4800
