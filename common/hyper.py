@@ -352,12 +352,32 @@ def make_work_unit(
   return WorkUnit(
     family=family,
     task=task,
-    config=plain(config),
+    config=_with_absolute_paths(plain(config)),
     wid=wid or 0,
     overrides={**setting, **overrides},
     runname=config_file.get_cfg_str(config),
     config_file=config_file.source,
   )
+
+
+# Config values that may be paths; a run is resumed from other folders than it was started in.
+_PATH_KEYS = ("dataset", "warm_start", "warm_start_exp_dir")
+
+
+def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+  """The same config, where relative paths (not names of data sets) are made absolute."""
+  import configs
+
+  absolute: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      value = _with_absolute_paths(value)
+    elif key in _PATH_KEYS and isinstance(value, str) and value and value not in configs.DATASETS:
+      path = pathlib.Path(value).expanduser()
+      if "/" in value or path.exists():
+        value = str(path.absolute())
+    absolute[key] = value
+  return absolute
 
 
 def _setting(config_file: ConfigFile, overrides: Mapping[str, Any], wid: int) -> Setting:

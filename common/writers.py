@@ -94,7 +94,8 @@ class Progress:
         file=sys.stderr,
         flush=True,
       )
-    if self._run is not None and now - self._last_state >= min(2.0, self._seconds_between):
+    due = now - self._last_state >= min(2.0, self._seconds_between) or step == self._total
+    if self._run is not None and due:
       self._last_state = now
       self._run.write_state("RUNNING", step=step, num_steps=self._total, detail=detail)
 

@@ -255,3 +255,18 @@ def test_name_from_joins_the_last_parts():
   config = make_config()
   name = hyper.name_from(config, ["model_config.rd_lambda", "sizes", "flag"])
   assert name == "rd_lambda=0.01-sizes=3_5-flag=True"
+
+
+def test_relative_paths_in_a_config_are_recorded_absolute(tmp_path, monkeypatch):
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "c.py").write_text(
+    "import ml_collections\n"
+    "def get_config():\n"
+    "  return ml_collections.ConfigDict({'train': dict(dataset=''), 'val': dict(dataset='kodak')})\n"
+  )
+  monkeypatch.chdir(tmp_path)
+  file = hyper.load("c.py")
+  for given in ("photos", "./photos", "photos/*.png"):
+    unit = hyper.make_work_unit(file, "f", "train", overrides={"train.dataset": given})
+    assert unit.config["train"]["dataset"] == str(tmp_path / given)
+    assert unit.config["val"]["dataset"] == "kodak"

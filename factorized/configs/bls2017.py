@@ -83,8 +83,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       quantizer="unoise",  # Or "mixedq".
       init="random",  # Or "dct".
       prior_init_scale=10.0,
-      analysis=dict(name="BLS2017Analysis", num_filters=256, output_channels=256),
-      synthesis=dict(name="BLS2017Synthesis", num_filters=256, in_channels=256),
+      analysis=dict(
+        name="BLS2017Analysis", num_filters=256, output_channels=256, gdn_gamma_init=0.1
+      ),
+      synthesis=dict(name="BLS2017Synthesis", num_filters=256, in_channels=256, gdn_gamma_init=0.1),
     )
   )
 
@@ -109,9 +111,11 @@ _TINY = {
   "model_config.init": "dct",
   "model_config.rd_lambda_warmup_factor": 1.0,
   "model_config.analysis.num_filters": 96,
-  "model_config.analysis.output_channels": 192,
+  "model_config.analysis.output_channels": 320,
   "model_config.synthesis.num_filters": 96,
-  "model_config.synthesis.in_channels": 192,
+  "model_config.analysis.gdn_gamma_init": 0.01,
+  "model_config.synthesis.gdn_gamma_init": 0.01,
+  "model_config.synthesis.in_channels": 320,
 }
 
 
