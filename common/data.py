@@ -255,9 +255,8 @@ def _resolve_setting(name: str, setting: str) -> Sequence[ImageSource]:
     message = f"Dataset {name!r} should be in {setting!r}, which does not exist on this machine. "
     message += f"Change DATASETS[{name!r}] in configs.py"
     if configs.DATA_DIR in path.parents:
-      message += f", or set NTC_DATA_DIR to the folder that holds {path.name!r}"
-      if path.parent != configs.DATA_DIR:
-        message = message.replace(repr(path.name), repr(str(path.relative_to(configs.DATA_DIR))))
+      below = str(path.relative_to(configs.DATA_DIR))
+      message += f", or set NTC_DATA_DIR to the folder that holds {below!r}"
       message += f" (now {str(configs.DATA_DIR)!r})"
     raise DataError(message + ".")
   try:
