@@ -58,8 +58,10 @@ def make_copy_probe(num_bytes: int = _COPY_BYTES) -> Callable[[], float]:
 
 def main() -> None:
   """Prints both ceilings."""
-  for label, unit, probe in (("float32 matrix product", "GFLOP/s", make_matmul_probe()),
-                             ("memory copy, read + write", "GB/s", make_copy_probe())):
+  for label, unit, probe in (
+    ("float32 matrix product", "GFLOP/s", make_matmul_probe()),
+    ("memory copy, read + write", "GB/s", make_copy_probe()),
+  ):
     values = [probe() for _ in range(15)]
     print(f"{label:28s} median {statistics.median(values):7.1f}  best {max(values):7.1f} {unit}")
 

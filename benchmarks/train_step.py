@@ -26,8 +26,10 @@ Transforms = tuple[Any, Any]
 
 def make_bls2017(num_filters: int) -> Transforms:
   """The transforms of factorized/configs/bls2017.py."""
-  return (make_transform("BLS2017Analysis", num_filters=num_filters),
-          make_transform("BLS2017Synthesis", num_filters=num_filters))
+  return (
+    make_transform("BLS2017Analysis", num_filters=num_filters),
+    make_transform("BLS2017Synthesis", num_filters=num_filters),
+  )
 
 
 def make_plain_bls2017(num_filters: int) -> Transforms:
@@ -35,18 +37,27 @@ def make_plain_bls2017(num_filters: int) -> Transforms:
   conv: dict[str, Any] = dict(padding="same_zeros", kernel_parameter="variable")
 
   def down(kernel_size: int, stride: int, use_bias: bool = True):
-    return tfc.SignalConv2D(num_filters, kernel_size, corr=True, strides_down=stride,
-                            use_bias=use_bias, **conv)
+    return tfc.SignalConv2D(
+      num_filters, kernel_size, corr=True, strides_down=stride, use_bias=use_bias, **conv
+    )
 
   def up(filters: int, kernel_size: int, stride: int):
-    return tfc.SignalConv2D(filters, kernel_size, corr=False, strides_up=stride, use_bias=True,
-                            **conv)
+    return tfc.SignalConv2D(
+      filters, kernel_size, corr=False, strides_up=stride, use_bias=True, **conv
+    )
 
   analysis = tf.keras.Sequential(
-      [down(9, 4), tfc.GDN(), down(5, 2), tfc.GDN(), down(5, 2, use_bias=False)])
+    [down(9, 4), tfc.GDN(), down(5, 2), tfc.GDN(), down(5, 2, use_bias=False)]
+  )
   synthesis = tf.keras.Sequential(
-      [up(num_filters, 5, 2), tfc.GDN(inverse=True), up(num_filters, 5, 2), tfc.GDN(inverse=True),
-       up(3, 9, 4)])
+    [
+      up(num_filters, 5, 2),
+      tfc.GDN(inverse=True),
+      up(num_filters, 5, 2),
+      tfc.GDN(inverse=True),
+      up(3, 9, 4),
+    ]
+  )
   analysis.build([None, None, None, 3])
   synthesis.build([None, None, None, num_filters])
   return analysis, synthesis
@@ -82,13 +93,13 @@ def forward_flops(transforms: Transforms, batch_size: int, patch_size: int) -> i
   """FLOPs of analysis and synthesis for a whole batch."""
   analysis, synthesis = transforms
   latent_size = analysis.output_size(patch_size, patch_size)
-  return batch_size * (analysis.flops(patch_size, patch_size)
-                       + synthesis.flops(*latent_size))
+  return batch_size * (analysis.flops(patch_size, patch_size) + synthesis.flops(*latent_size))
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--config", default="factorized/configs/bls2017.py")
   parser.add_argument("--num_filters", type=int, default=256)
   parser.add_argument("--batch_size", type=int, default=8)
@@ -124,18 +135,26 @@ def main() -> None:
       rates += [before, after]
     bandwidths.append(copy())
 
-  print(f"{name}: batch {args.batch_size} x {args.patch_size} x {args.patch_size}, "
-        f"{args.num_filters} filters, float32, {gflop:.0f} GFLOP a step; {device_name()}")
-  print(f"ceilings: float32 matrix product {statistics.median(rates):.0f} GFLOP/s "
-        f"(best {max(rates):.0f}), memory copy {statistics.median(bandwidths):.0f} GB/s")
-  print(f"{'':14s}{'s/step':>8s}{'min':>8s}{'max':>8s}{'GFLOP/s':>9s}{'of ceiling':>12s}"
-        f"{'best':>7s}")
+  print(
+    f"{name}: batch {args.batch_size} x {args.patch_size} x {args.patch_size}, "
+    f"{args.num_filters} filters, float32, {gflop:.0f} GFLOP a step; {device_name()}"
+  )
+  print(
+    f"ceilings: float32 matrix product {statistics.median(rates):.0f} GFLOP/s "
+    f"(best {max(rates):.0f}), memory copy {statistics.median(bandwidths):.0f} GB/s"
+  )
+  print(
+    f"{'':14s}{'s/step':>8s}{'min':>8s}{'max':>8s}{'GFLOP/s':>9s}{'of ceiling':>12s}{'best':>7s}"
+  )
   for label, times in seconds.items():
     median = statistics.median(times)
-    print(f"{label:14s}{median:8.3f}{min(times):8.3f}{max(times):8.3f}{gflop / median:9.0f}"
-          f"{statistics.median(shares[label]):12.1%}{gflop / min(times) / max(rates):7.1%}")
+    print(
+      f"{label:14s}{median:8.3f}{min(times):8.3f}{max(times):8.3f}{gflop / median:9.0f}"
+      f"{statistics.median(shares[label]):12.1%}{gflop / min(times) / max(rates):7.1%}"
+    )
   speedup = statistics.median(
-      slow / fast for fast, slow in zip(seconds["this project"], seconds["plain (tfc)"]))
+    slow / fast for fast, slow in zip(seconds["this project"], seconds["plain (tfc)"])
+  )
   print(f"this project is {speedup:.2f}x as fast as plain")
 
 

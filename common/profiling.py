@@ -74,14 +74,14 @@ def flops_per_pixel(transform: Layer, scale: int = 1, elementwise: bool = False)
 def profile_stages(stages: Mapping[str, Stage], elementwise: bool = False) -> dict[str, StageCost]:
   """The cost of each named stage, in the order given."""
   return {
-      name: StageCost(flops_per_pixel(stage.transform, stage.scale, elementwise),
-                      stage.transform.num_parameters())
-      for name, stage in stages.items()
+    name: StageCost(
+      flops_per_pixel(stage.transform, stage.scale, elementwise), stage.transform.num_parameters()
+    )
+    for name, stage in stages.items()
   }
 
 
-def time_stage(fn: Callable[..., Any], *args: Any, repeats: int = 10,
-               warmup: int = 2) -> StageTime:
+def time_stage(fn: Callable[..., Any], *args: Any, repeats: int = 10, warmup: int = 2) -> StageTime:
   """Times fn(*args) after `warmup` calls that do not count (they trace, and fill the caches).
 
   The result's tensors are waited for, also on a GPU.
@@ -101,8 +101,11 @@ def device_name() -> str:
     return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
   cpuinfo = Path("/proc/cpuinfo")
   if cpuinfo.exists():
-    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines()
-              if line.startswith("model name")]
+    models = [
+      line.partition(":")[2].strip()
+      for line in cpuinfo.read_text().splitlines()
+      if line.startswith("model name")
+    ]
     if models:
       return f"{models[0]}, {len(models)} CPUs"
   return platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ OUT=$PWD/demo_output
 began=$(date +%s)
 export NTC_TRAIN_DIR="$OUT/train_xms" NTC_RESULTS_DIR="$OUT/json_results" NTC_REPORTS_DIR="$OUT/reports"
 
-echo "== 1/4  Train a sweep of three rates (factorized/configs/bls2017.py:tiny)"
+echo "== 1/4  Train a sweep of four rates (factorized/configs/bls2017.py:tiny)"
 if [ -e "$NTC_TRAIN_DIR/demo/experiment.json" ]; then
   $PYTHON launch.py rerun demo --jobs=2
 else

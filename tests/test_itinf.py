@@ -39,7 +39,9 @@ def optimised(trained_run, odd_pictures, tmp_path_factory):
   return folder, runs.RunDir.open(path)
 
 
-def test_no_image_costs_more_than_with_the_encoder_alone_and_all_together_less(optimised, odd_pictures):
+def test_no_image_costs_more_than_with_the_encoder_alone_and_all_together_less(
+  optimised, odd_pictures
+):
   _, run = optimised
   gains = []
   for name in sorted(p.name for p in odd_pictures.iterdir()):

@@ -35,11 +35,18 @@ def _assert_close(actual, expected, tolerance=2e-5):
 def _make_pair(transposed, in_channels, out_channels, kernel_size, stride, use_bias):
   """Our layer and tensorflow_compression's, with the same random weights."""
   ours = (Conv2DTranspose if transposed else Conv2D)(
-      in_channels, out_channels, kernel_size, stride, use_bias=use_bias)
+    in_channels, out_channels, kernel_size, stride, use_bias=use_bias
+  )
   strides = {"strides_up": stride} if transposed else {"strides_down": stride}
   theirs = tfc.SignalConv2D(
-      out_channels, kernel_size, corr=not transposed, padding="same_zeros", use_bias=use_bias,
-      kernel_parameter="variable", **strides)
+    out_channels,
+    kernel_size,
+    corr=not transposed,
+    padding="same_zeros",
+    use_bias=use_bias,
+    kernel_parameter="variable",
+    **strides,
+  )
   theirs.build([None, None, None, in_channels])
   ours.kernel.assign(_array(1, *ours.kernel.shape))
   theirs.kernel_parameter.assign(ours.kernel)
@@ -54,7 +61,8 @@ def _make_pair(transposed, in_channels, out_channels, kernel_size, stride, use_b
 
 def _check_convolution(transposed, channels, kernel_size, stride, height, width, use_bias):
   ours, our_variables, theirs, their_variables = _make_pair(
-      transposed, *channels, kernel_size, stride, use_bias)
+    transposed, *channels, kernel_size, stride, use_bias
+  )
   x = tf.constant(_array(3, 2, height, width, channels[0]))
   _assert_close(_run(ours, x, our_variables), _run(theirs, x, their_variables))
 
@@ -74,13 +82,29 @@ def test_transposed_to_an_image_equals_signal_conv(kernel_size, stride):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.booleans(), st.integers(1, 70), st.integers(1, 20), st.sampled_from([1, 3, 5, 7, 9, 13]),
-       st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 5), st.integers(1, 5), st.booleans())
-def test_equals_signal_conv_for_any_sizes(transposed, in_channels, out_channels, kernel_size,
-                                          stride, height, width, use_bias):
+@given(
+  st.booleans(),
+  st.integers(1, 70),
+  st.integers(1, 20),
+  st.sampled_from([1, 3, 5, 7, 9, 13]),
+  st.sampled_from([1, 2, 3, 4, 8]),
+  st.integers(1, 5),
+  st.integers(1, 5),
+  st.booleans(),
+)
+def test_equals_signal_conv_for_any_sizes(
+  transposed, in_channels, out_channels, kernel_size, stride, height, width, use_bias
+):
   unit = 1 if transposed else stride
-  _check_convolution(transposed, (in_channels, out_channels), kernel_size, stride, height * unit,
-                     width * unit, use_bias)
+  _check_convolution(
+    transposed,
+    (in_channels, out_channels),
+    kernel_size,
+    stride,
+    height * unit,
+    width * unit,
+    use_bias,
+  )
 
 
 def test_conv_equals_signal_conv_where_the_size_is_no_multiple_of_the_stride():
@@ -91,8 +115,9 @@ def test_conv_equals_signal_conv_where_the_size_is_no_multiple_of_the_stride():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_even_kernel_with_the_origin_of_signal_conv_equals_it(transposed, kernel_size, stride):
   layer, _, theirs, _ = _make_pair(transposed, 2, 3, kernel_size, stride, use_bias=True)
-  ours = type(layer)(2, 3, kernel_size, stride, kernel_initializer=layer.kernel,
-                     origin=kernel_size // 2)
+  ours = type(layer)(
+    2, 3, kernel_size, stride, kernel_initializer=layer.kernel, origin=kernel_size // 2
+  )
   ours.bias.assign(layer.bias)
   x = tf.constant(_array(3, 2, 3 * stride, 2 * stride, 2))
   _assert_close([ours(x)], [theirs(x)])
@@ -102,8 +127,9 @@ def test_even_kernel_with_the_origin_of_signal_conv_equals_it(transposed, kernel
 def test_the_two_directions_are_adjoint(kernel_size, stride):
   kernel = _array(0, kernel_size, kernel_size, 2, 3)
   down = Conv2D(2, 3, kernel_size, stride, use_bias=False, kernel_initializer=kernel)
-  up = Conv2DTranspose(3, 2, kernel_size, stride, use_bias=False,
-                       kernel_initializer=kernel.transpose(0, 1, 3, 2))
+  up = Conv2DTranspose(
+    3, 2, kernel_size, stride, use_bias=False, kernel_initializer=kernel.transpose(0, 1, 3, 2)
+  )
   image, latent = _array(1, 1, 3 * stride, 2 * stride, 2), _array(2, 1, 3, 2, 3)
   np.testing.assert_allclose(np.vdot(down(image), latent), np.vdot(image, up(latent)), rtol=1e-4)
 
@@ -139,9 +165,19 @@ def test_default_origin():
     Conv2D(1, 1, 5, 2, origin=5)
 
 
-@pytest.mark.parametrize("layer", [
-    Conv2D(3, 4, 9, 4), Conv2D(3, 4, 5, 2), Conv2D(3, 4, 3, 1), Conv2DTranspose(3, 4, 5, 2),
-    Conv2DTranspose(3, 4, 18, 16), Conv2DTranspose(64, 3, 9, 4), GDN(3), GDN(3, inverse=True)])
+@pytest.mark.parametrize(
+  "layer",
+  [
+    Conv2D(3, 4, 9, 4),
+    Conv2D(3, 4, 5, 2),
+    Conv2D(3, 4, 3, 1),
+    Conv2DTranspose(3, 4, 5, 2),
+    Conv2DTranspose(3, 4, 18, 16),
+    Conv2DTranspose(64, 3, 9, 4),
+    GDN(3),
+    GDN(3, inverse=True),
+  ],
+)
 def test_unknown_shapes_give_the_same(layer):
   spec = tf.TensorSpec([None, None, None, layer.in_channels])
   traced = tf.function(layer, input_signature=[spec])
@@ -186,15 +222,17 @@ def test_initial_kernels():
   kernel = _array(0, 3, 3, 2, 4)
   np.testing.assert_array_equal(Conv2D(2, 4, 3, kernel_initializer=kernel).kernel, kernel)
   shapes = []
-  Conv2DTranspose(2, 4, 5, 2, kernel_initializer=lambda shape: shapes.append(shape) or
-                  np.zeros(shape))
+  Conv2DTranspose(
+    2, 4, 5, 2, kernel_initializer=lambda shape: shapes.append(shape) or np.zeros(shape)
+  )
   assert shapes == [(5, 5, 2, 4)]
   with pytest.raises(ValueError, match=r"\(3, 3, 2, 5\)"):
     Conv2D(2, 5, 3, kernel_initializer=kernel)
 
 
-@pytest.mark.parametrize("layer", [
-    Conv2D(32, 64, 5, 2), Conv2DTranspose(32, 64, 5, 2), Conv2DTranspose(64, 32, 9, 4)])
+@pytest.mark.parametrize(
+  "layer", [Conv2D(32, 64, 5, 2), Conv2DTranspose(32, 64, 5, 2), Conv2DTranspose(64, 32, 9, 4)]
+)
 def test_default_kernel_keeps_the_variance_of_white_inputs(layer):
   y = layer(_array(0, 4, 32, 32, layer.in_channels)).numpy()
   assert 0.7 < y[:, 4:-4, 4:-4].std() < 1.3
@@ -203,8 +241,11 @@ def test_default_kernel_keeps_the_variance_of_white_inputs(layer):
 def test_activations():
   x = tf.constant(_array(0, 1, 4, 4, 2))
   plain = Conv2D(2, 3, 3)
-  for activation, expected in [("relu", tf.nn.relu), ("leaky_relu", tf.nn.leaky_relu),
-                               (tf.tanh, tf.tanh)]:
+  for activation, expected in [
+    ("relu", tf.nn.relu),
+    ("leaky_relu", tf.nn.leaky_relu),
+    (tf.tanh, tf.tanh),
+  ]:
     layer = Conv2D(2, 3, 3, activation=activation, kernel_initializer=plain.kernel)
     _assert_close([layer(x)], [expected(plain(x))])
   with pytest.raises(ValueError, match="leaky_relu"):

@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
     ("--config.model_config.rd_lambda=-1", "rd_lambda"),
     ("--config.model_config.synthesis.in_channels=7", "6 channels"),
     ("--config.train_eval_config.warm_start=nowhere", "nowhere"),
-    ("--wid=12", "0 to 2"),
+    ("--wid=12", "0 to 3"),
     ("--nonsense=1", "nonsense"),
     ("extra", "extra"),
   ],
@@ -244,10 +244,10 @@ def test_a_missing_config_lists_those_that_there_are(tmp_path, capsys):
 
 
 def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
-  argv = tiny_arguments(pictures, tmp_path, "--wid", "2", steps=1)
+  argv = tiny_arguments(pictures, tmp_path, "--wid", "3", steps=1)
   assert train(argv) == 0
   run = _only_run(tmp_path)
-  assert run.path.name.startswith("wid=2-rd_lambda=0.0025")
+  assert run.path.name.startswith("wid=3-rd_lambda=0.0025")
   assert run.read_work_unit().config["model_config"]["rd_lambda"] == 0.0025
 
 

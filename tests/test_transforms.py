@@ -9,12 +9,12 @@ import tensorflow_compression as tfc
 
 from common.layers import GDN, Conv2D
 from common.transforms import (
-    BLS2017Analysis,
-    BLS2017Synthesis,
-    Sequential,
-    known_transforms,
-    make_transform,
-    register,
+  BLS2017Analysis,
+  BLS2017Synthesis,
+  Sequential,
+  known_transforms,
+  make_transform,
+  register,
 )
 
 
@@ -22,17 +22,30 @@ def _plain_bls2017(num_filters):
   """The published transforms, of tensorflow_compression's layers."""
 
   def conv(filters, kernel_size, use_bias=True, **kwargs):
-    return tfc.SignalConv2D(filters, kernel_size, padding="same_zeros", use_bias=use_bias,
-                            kernel_parameter="variable", **kwargs)
+    return tfc.SignalConv2D(
+      filters,
+      kernel_size,
+      padding="same_zeros",
+      use_bias=use_bias,
+      kernel_parameter="variable",
+      **kwargs,
+    )
 
   n = num_filters
   analysis = [
-      conv(n, 9, corr=True, strides_down=4), tfc.GDN(), conv(n, 5, corr=True, strides_down=2),
-      tfc.GDN(), conv(n, 5, corr=True, strides_down=2, use_bias=False)]
+    conv(n, 9, corr=True, strides_down=4),
+    tfc.GDN(),
+    conv(n, 5, corr=True, strides_down=2),
+    tfc.GDN(),
+    conv(n, 5, corr=True, strides_down=2, use_bias=False),
+  ]
   synthesis = [
-      conv(n, 5, corr=False, strides_up=2), tfc.GDN(inverse=True),
-      conv(n, 5, corr=False, strides_up=2), tfc.GDN(inverse=True),
-      conv(3, 9, corr=False, strides_up=4)]
+    conv(n, 5, corr=False, strides_up=2),
+    tfc.GDN(inverse=True),
+    conv(n, 5, corr=False, strides_up=2),
+    tfc.GDN(inverse=True),
+    conv(3, 9, corr=False, strides_up=4),
+  ]
   return analysis, synthesis
 
 
@@ -106,8 +119,9 @@ def test_unknown_shapes_give_the_same():
 
 def test_initial_values_reach_the_layers():
   kernel = np.ones([5, 5, 4, 4], np.float32)
-  analysis = BLS2017Analysis(4, kernel_initializers=[None, kernel, np.zeros],
-                             gdn_beta_init=2.0, gdn_gamma_init=0.5)
+  analysis = BLS2017Analysis(
+    4, kernel_initializers=[None, kernel, np.zeros], gdn_beta_init=2.0, gdn_gamma_init=0.5
+  )
   convs = analysis.layers[::2]
   assert convs[0].kernel.numpy().std() > 0
   np.testing.assert_array_equal(convs[1].kernel, kernel)
@@ -131,8 +145,11 @@ def test_variables_are_checkpointed_by_layer():
 
 
 def test_unknown_transform_lists_the_known():
-  with pytest.raises(ValueError, match=r"BLS2017Analysi'.*Did you mean 'BLS2017Analysis'.*Known: .*"
-                                       r"BLS2017Analysis, BLS2017Synthesis"):
+  with pytest.raises(
+    ValueError,
+    match=r"BLS2017Analysi'.*Did you mean 'BLS2017Analysis'.*Known: .*"
+    r"BLS2017Analysis, BLS2017Synthesis",
+  ):
     make_transform("BLS2017Analysi")
 
 

@@ -69,5 +69,5 @@ def get_cfg_str(config: ml_collections.ConfigDict) -> str:
 
 
 def get_hyper(variant: str = ""):
-  # One work unit a run of the trained experiment: seven rates, or the three of bls2017.py:tiny.
-  return hyper.sweep("train_eval_config.warm_start_wid", range(3 if variant == "tiny" else 7))
+  # One work unit a run of the trained experiment: seven rates, or the four of bls2017.py:tiny.
+  return hyper.sweep("train_eval_config.warm_start_wid", range(4 if variant == "tiny" else 7))
