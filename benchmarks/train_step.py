@@ -2,98 +2,91 @@
 
   python -m benchmarks.train_step --config factorized/configs/bls2017.py
 
-Runs, in turn and in one process, the step made of this project's layers, the same step made of
-tensorflow_compression's `SignalConv2D` and `GDN` ("plain"), and a large matrix product (the
-ceiling). A step's FLOPs are 3 x those of the transforms' forward pass. About two minutes.
+Runs in turn, in one process: the step that `factorized.train` runs for the config (transforms,
+prior, gradients, clipping, Adam), the same model made of tensorflow_compression's `SignalConv2D`,
+`GDN` and entropy model ("plain"), and a large matrix product (the ceiling). A step's FLOPs are 3 x
+those of the transforms' forward pass; what the prior and Adam cost comes on top. About a minute.
 """
 
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
 from benchmarks import ceilings
-from common.profiling import device_name
-from common.transforms import make_transform
-
-# Analysis and synthesis: callables with trainable_variables.
-Transforms = tuple[Any, Any]
+from common import hyper, profiling, train_lib
+from factorized.codec import build
 
 
-def make_bls2017(num_filters: int) -> Transforms:
-  """The transforms of factorized/configs/bls2017.py."""
-  return (
-    make_transform("BLS2017Analysis", num_filters=num_filters),
-    make_transform("BLS2017Synthesis", num_filters=num_filters),
+def make_step(config: Any, crops: np.ndarray) -> tuple[Callable[[], float], float]:
+  """The project's own step on `crops` (returns the loss), and its FLOPs: 3 x forward."""
+  state = train_lib.TrainState(build(config.model_config))
+  step = train_lib.make_train_step(state, config)
+  per_pixel = sum(
+    cost.flops_per_pixel for cost in profiling.profile_stages(state.codec.stages()).values()
   )
+  arguments = (np.int32(0), np.float32(1e-4), np.float32(config.model_config.rd_lambda))
+  return lambda: float(step(crops, *arguments)["loss"]), 3 * per_pixel * crops[..., 0].size
 
 
-def make_plain_bls2017(num_filters: int) -> Transforms:
-  """The same of tensorflow_compression's layers."""
+def make_plain_step(config: Any, crops: np.ndarray) -> Callable[[], float]:
+  """The same model and objective of tensorflow_compression's layers and entropy model."""
+  model = config.model_config
+  filters, latents = model.analysis.num_filters, model.analysis.output_channels
   conv: dict[str, Any] = dict(padding="same_zeros", kernel_parameter="variable")
 
-  def down(kernel_size: int, stride: int, use_bias: bool = True):
+  def down(channels: int, kernel_size: int, stride: int, use_bias: bool = True):
     return tfc.SignalConv2D(
-      num_filters, kernel_size, corr=True, strides_down=stride, use_bias=use_bias, **conv
+      channels, kernel_size, corr=True, strides_down=stride, use_bias=use_bias, **conv
     )
 
-  def up(filters: int, kernel_size: int, stride: int):
+  def up(channels: int, kernel_size: int, stride: int):
     return tfc.SignalConv2D(
-      filters, kernel_size, corr=False, strides_up=stride, use_bias=True, **conv
+      channels, kernel_size, corr=False, strides_up=stride, use_bias=True, **conv
     )
 
   analysis = tf.keras.Sequential(
-    [down(9, 4), tfc.GDN(), down(5, 2), tfc.GDN(), down(5, 2, use_bias=False)]
+    [down(filters, 9, 4), tfc.GDN(), down(filters, 5, 2), tfc.GDN(), down(latents, 5, 2, False)]
   )
   synthesis = tf.keras.Sequential(
     [
-      up(num_filters, 5, 2),
+      up(filters, 5, 2),
       tfc.GDN(inverse=True),
-      up(num_filters, 5, 2),
+      up(filters, 5, 2),
       tfc.GDN(inverse=True),
       up(3, 9, 4),
     ]
   )
   analysis.build([None, None, None, 3])
-  synthesis.build([None, None, None, num_filters])
-  return analysis, synthesis
-
-
-_MODELS = {"bls2017": (make_bls2017, make_plain_bls2017)}
-
-
-def make_step(transforms: Transforms, image: tf.Tensor) -> Callable[[], float]:
-  """Returns a function that makes one step of training on `image` and returns the loss.
-
-  Uniform noise on the latents, mean squared error, global-norm clipping, Adam.
-  """
-  analysis, synthesis = transforms
-  variables = [*analysis.trainable_variables, *synthesis.trainable_variables]
+  synthesis.build([None, None, None, latents])
+  prior = tfc.NoisyDeepFactorized(batch_shape=(latents,))
+  entropy_model = tfc.ContinuousBatchedEntropyModel(prior, coding_rank=3)
+  variables = [
+    *analysis.trainable_variables,
+    *synthesis.trainable_variables,
+    *prior.trainable_variables,
+  ]
   optimizer = tf.keras.optimizers.Adam(1e-4, jit_compile=False)
   optimizer.build(variables)
+  pixels = crops[..., 0].size
 
   @tf.function
-  def step(image: tf.Tensor) -> tf.Tensor:
+  def step(crops: tf.Tensor) -> tf.Tensor:
+    x = tf.cast(crops, tf.float32)
     with tf.GradientTape() as tape:
-      y = analysis(image / 255 - 0.5)
-      reconstruction = synthesis(y + tf.random.uniform(tf.shape(y), -0.5, 0.5))
-      loss = tf.reduce_mean(tf.math.squared_difference(image, (reconstruction + 0.5) * 255))
+      y, bits = entropy_model(analysis(x / 255.0 - 0.5), training=True)
+      x_hat = (synthesis(y) + 0.5) * 255.0
+      mse = tf.reduce_mean(tf.math.squared_difference(x, x_hat))
+      loss = tf.reduce_sum(bits) / pixels + model.rd_lambda * mse
     gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), 1.0)
     optimizer.apply_gradients(zip(gradients, variables))
     return loss
 
-  return lambda: float(step(image))
-
-
-def forward_flops(transforms: Transforms, batch_size: int, patch_size: int) -> int:
-  """FLOPs of analysis and synthesis for a whole batch."""
-  analysis, synthesis = transforms
-  latent_size = analysis.output_size(patch_size, patch_size)
-  return batch_size * (analysis.flops(patch_size, patch_size) + synthesis.flops(*latent_size))
+  return lambda: float(step(crops))
 
 
 def main() -> None:
@@ -101,20 +94,14 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--config", default="factorized/configs/bls2017.py")
-  parser.add_argument("--num_filters", type=int, default=256)
-  parser.add_argument("--batch_size", type=int, default=8)
-  parser.add_argument("--patch_size", type=int, default=256)
   parser.add_argument("--rounds", type=int, default=15, help="how often each is timed")
   args = parser.parse_args()
-  name = Path(args.config).stem
-  if name not in _MODELS:
-    parser.error(f"no transforms for {args.config!r}; known: {', '.join(sorted(_MODELS))}")
-
-  make, make_plain = _MODELS[name]
-  ours, plain = make(args.num_filters), make_plain(args.num_filters)
-  gflop = 3 * forward_flops(ours, args.batch_size, args.patch_size) / 1e9
-  image = tf.random.uniform([args.batch_size, args.patch_size, args.patch_size, 3], 0, 255)
-  steps = {"this project": make_step(ours, image), "plain (tfc)": make_step(plain, image)}
+  config = hyper.load(args.config).get_config()
+  batch, patch = config.train_data_config.batchsize, config.train_data_config.patchsize
+  crops = np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8)
+  ours, flops = make_step(config, crops)
+  gflop = flops / 1e9
+  steps = {"this project": ours, "plain (tfc)": make_plain_step(config, crops)}
   matmul, copy = ceilings.make_matmul_probe(), ceilings.make_copy_probe()
 
   rates: list[float] = []
@@ -136,8 +123,8 @@ def main() -> None:
     bandwidths.append(copy())
 
   print(
-    f"{name}: batch {args.batch_size} x {args.patch_size} x {args.patch_size}, "
-    f"{args.num_filters} filters, float32, {gflop:.0f} GFLOP a step; {device_name()}"
+    f"{args.config}: batch {batch} x {patch} x {patch}, float32, {gflop:.0f} GFLOP a step; "
+    f"{profiling.device_name()}"
   )
   print(
     f"ceilings: float32 matrix product {statistics.median(rates):.0f} GFLOP/s "

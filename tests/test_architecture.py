@@ -96,7 +96,7 @@ def test_launchers_import_only_plain_python():
 
 
 def test_plain_python_starts_without_tensorflow():
-  modules = sorted(n for n, room in ROOM_OF.items() if room == "A") + ["launch", "launch_eval"]
+  modules = [*sorted(n for n, room in ROOM_OF.items() if room == "A"), "launch", "launch_eval"]
   code = f"import sys, {', '.join(modules)}; assert 'tensorflow' not in sys.modules"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -262,11 +262,12 @@ def test_relative_paths_in_a_config_are_recorded_absolute(tmp_path, monkeypatch)
   (tmp_path / "c.py").write_text(
     "import ml_collections\n"
     "def get_config():\n"
-    "  return ml_collections.ConfigDict({'train': dict(dataset=''), 'val': dict(dataset='kodak')})\n"
+    "  groups = {'train': dict(dataset=''), 'val': dict(dataset='kodak')}\n"
+    "  return ml_collections.ConfigDict(groups)\n"
   )
   monkeypatch.chdir(tmp_path)
   file = hyper.load("c.py")
-  for given in ("photos", "./photos", "photos/*.png"):
-    unit = hyper.make_work_unit(file, "f", "train", overrides={"train.dataset": given})
-    assert unit.config["train"]["dataset"] == str(tmp_path / given)
+  for text in ("photos", "./photos", "photos/*.png"):
+    unit = hyper.make_work_unit(file, "f", "train", overrides={"train.dataset": text})
+    assert unit.config["train"]["dataset"] == str(tmp_path / text)
     assert unit.config["val"]["dataset"] == "kodak"

@@ -77,7 +77,7 @@ def test_a_folder_an_image_with_the_latents_and_the_metrics(optimised):
 
 def test_images_of_one_shape_share_a_trace(optimised, trained_run, odd_pictures, monkeypatch):
   """Pictures 3 and 4 have one shape: they go together; as alone, up to float rounding."""
-  folder, run = optimised
+  folder, _ = optimised
   traces = []
   compile_step = itinf_lib._LatentOptimizer._compile
   monkeypatch.setattr(

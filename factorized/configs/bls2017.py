@@ -8,6 +8,8 @@ Costs 1.8 million steps of 8 crops of 256x256: days on a GPU. Expect on Kodak fr
 
 `bls2017.py:tiny` trains four rates in about two minutes each on two CPU cores, on generated
 pictures, and already beats JPEG: it starts from a DCT instead of noise (`init="dct"`).
+`bls2017.py:small` is the same idea for half an hour on two cores and real photographs
+(`cid22-train`); docs/results.md has its figures.
 """
 
 import ml_collections
@@ -15,11 +17,8 @@ from ml_collections import config_dict
 
 from common import hyper
 
-VARIANTS = ("tiny",)
-
-
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  hyper.check_variant(variant, VARIANTS)
+  hyper.check_variant(variant, list(_VARIANTS))
   config = ml_collections.ConfigDict()
 
   config.train_data_config = ml_collections.ConfigDict(
@@ -90,32 +89,50 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
   )
 
-  if variant == "tiny":
-    hyper.set_values(config, _TINY)
+  if variant:
+    hyper.set_values(config, _VARIANTS[variant])
   return config
 
 
-_TINY = {
-  "train_data_config.dataset": "sample_train",
+# What a short training needs: a DCT to start from, a high learning rate that falls to the end,
+# small crops, no lambda warm-up, and more latents than filters (a 16x16 DCT has 768).
+_SHORT = {
   "train_data_config.patchsize": 128,
   "train_data_config.flip": True,
   "val_data_config.patchsize": 128,
-  "train_eval_config.num_steps": 1_000,
-  "train_eval_config.log_metrics_every_steps": 50,
-  "train_eval_config.checkpoint_every_steps": 200,
-  "train_eval_config.eval_every_steps": 500,
   "optimizer_config.learning_rate": 1e-3,
   "optimizer_config.prior_learning_rate_factor": 30.0,
   "optimizer_config.schedule": "cosine",
   "optimizer_config.decay_factor": 0.01,
   "model_config.init": "dct",
   "model_config.rd_lambda_warmup_factor": 1.0,
-  "model_config.analysis.num_filters": 96,
   "model_config.analysis.output_channels": 320,
-  "model_config.synthesis.num_filters": 96,
   "model_config.analysis.gdn_gamma_init": 0.01,
-  "model_config.synthesis.gdn_gamma_init": 0.01,
   "model_config.synthesis.in_channels": 320,
+  "model_config.synthesis.gdn_gamma_init": 0.01,
+}
+
+_VARIANTS = {
+  "tiny": {
+    **_SHORT,
+    "train_data_config.dataset": "sample_train",
+    "train_eval_config.num_steps": 1_000,
+    "train_eval_config.log_metrics_every_steps": 50,
+    "train_eval_config.checkpoint_every_steps": 200,
+    "train_eval_config.eval_every_steps": 500,
+    "model_config.analysis.num_filters": 96,
+    "model_config.synthesis.num_filters": 96,
+  },
+  "small": {
+    **_SHORT,
+    "train_data_config.dataset": "cid22-train",
+    "val_data_config.dataset": "cid22-valid",
+    "train_eval_config.num_steps": 20_000,
+    "train_eval_config.checkpoint_every_steps": 1_000,
+    "train_eval_config.eval_every_steps": 2_000,
+    "model_config.analysis.num_filters": 128,
+    "model_config.synthesis.num_filters": 128,
+  },
 }
 
 
