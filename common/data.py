@@ -26,8 +26,8 @@ import io
 import logging
 import os
 import pathlib
-import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 import configs
-from common import hyper
+from common import datasets
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -229,7 +229,7 @@ def resolve(dataset: str) -> Sequence[ImageSource]:
 
 def known_datasets() -> list[str]:
   """The names that `resolve` knows, sorted."""
-  return sorted({*configs.DATASETS, *_BUILT_IN})
+  return datasets.known()
 
 
 def _resolve(dataset: str) -> tuple[str, Sequence[ImageSource]]:
@@ -241,8 +241,8 @@ def _resolve(dataset: str) -> tuple[str, Sequence[ImageSource]]:
   if dataset in _BUILT_IN:
     return dataset, _BUILT_IN[dataset]()
   path = pathlib.Path(dataset).expanduser()
-  if path.exists() or _is_glob(dataset):
-    return _label(path), _from_path(path)
+  if path.exists() or datasets.is_glob(dataset):
+    return datasets.label(dataset), _from_path(path)
   raise DataError(
     f"Unknown dataset {dataset!r}. Known: {', '.join(known_datasets())}. "
     "A glob needs a '*', a folder must exist."
@@ -251,7 +251,7 @@ def _resolve(dataset: str) -> tuple[str, Sequence[ImageSource]]:
 
 def _resolve_setting(name: str, setting: str) -> Sequence[ImageSource]:
   path = pathlib.Path(setting).expanduser()
-  if not path.exists() and not _is_glob(setting):
+  if not path.exists() and not datasets.is_glob(setting):
     message = f"Dataset {name!r} should be in {setting!r}, which does not exist on this machine. "
     message += f"Change DATASETS[{name!r}] in configs.py"
     if configs.DATA_DIR in path.parents:
@@ -263,10 +263,6 @@ def _resolve_setting(name: str, setting: str) -> Sequence[ImageSource]:
     return _from_path(path)
   except DataError as e:
     raise DataError(f"Dataset {name!r} (DATASETS[{name!r}] in configs.py): {e}") from e
-
-
-def _is_glob(text: str) -> bool:
-  return any(c in text for c in "*?[")
 
 
 def _from_path(path: pathlib.Path) -> list[ImageSource]:
@@ -325,23 +321,10 @@ def _fixed_part(pattern: pathlib.Path) -> pathlib.Path:
   """The folder of a glob before its first wildcard."""
   fixed = []
   for part in pattern.parts[:-1]:
-    if _is_glob(part):
+    if datasets.is_glob(part):
       break
     fixed.append(part)
   return pathlib.Path(*fixed)
-
-
-def _label(path: pathlib.Path) -> str:
-  """A name for a folder, file or glob: photos, photos/*.png -> photos; photos/a* -> photos-a.
-
-  Data sets of the same label are told apart by their hash.
-  """
-  if path.exists() or not _is_glob(str(path)):
-    return hyper.safe_name(path.resolve().name)
-  fixed = _fixed_part(path)
-  rest = path.relative_to(fixed).as_posix()
-  rest = re.sub(r"(^|/)\*+(\.\w+)?(?=/|$)", "", rest).strip("/")
-  return hyper.safe_name("-".join(p for p in (fixed.resolve().name, rest) if p))
 
 
 def _named(files: Sequence[pathlib.Path], root: pathlib.Path) -> list[ImageSource]:
@@ -967,3 +950,28 @@ def _to_tf(
   num_parallel = max(2, min(8, _num_cpus() // 4))
   steps = tf.data.Dataset.range(start, stop)
   return steps.map(load, num_parallel_calls=num_parallel, deterministic=True).prefetch(2)
+
+
+def main(argv: Sequence[str]) -> int:
+  """`python -m common.data list` or `check DATASET...`; returns the exit code."""
+  if list(argv) == ["list"]:
+    for name in datasets.known():
+      where = configs.DATASETS.get(name, "built in")
+      missing = where != "built in" and not pathlib.Path(where).expanduser().exists()
+      print(f"{name:16s} {where}{'  (not on this machine)' if missing else ''}")
+    return 0
+  if len(argv) >= 2 and argv[0] == "check":
+    try:
+      for name in argv[1:]:
+        print(f"{name}: {len(resolve(name))} pictures, label {datasets.label(name)}")
+    except DataError as e:
+      print(f"Error: {e}", file=sys.stderr)
+      return 2
+    return 0
+  help_wanted = list(argv) in (["--help"], ["-h"])
+  print(main.__doc__, file=sys.stdout if help_wanted else sys.stderr)
+  return 0 if help_wanted else 2
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

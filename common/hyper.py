@@ -366,16 +366,14 @@ _PATH_KEYS = ("dataset", "warm_start", "warm_start_exp_dir")
 
 def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
   """The same config, where relative paths (not names of data sets) are made absolute."""
-  import configs
+  from common import datasets
 
   absolute: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, dict):
       value = _with_absolute_paths(value)
-    elif key in _PATH_KEYS and isinstance(value, str) and value and value not in configs.DATASETS:
-      path = pathlib.Path(value).expanduser()
-      if "/" in value or path.exists():
-        value = str(path.absolute())
+    elif key in _PATH_KEYS and isinstance(value, str):
+      value = datasets.absolute(value)
     absolute[key] = value
   return absolute
 

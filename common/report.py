@@ -22,7 +22,7 @@ from typing import Any, Optional
 from absl import flags as absl_flags
 
 import configs
-from common import bd, flags, hyper, report_page, results, runs
+from common import bd, datasets, flags, hyper, report_page, results, runs
 
 USAGE = """
 python -m common.report --dataset NAME [--runs 'train_xms/*'] [--anchor LABEL]
@@ -525,8 +525,11 @@ def run(argv: Sequence[str], say: Callable[[str], None] = print) -> pathlib.Path
   values, _, _ = flags.parse(argv, _define, USAGE, allow_config=False)
   if not values.dataset:
     raise flags.UsageError("--dataset is needed, for example --dataset=kodak.")
-  report = build(values.dataset, values.results_dir, values.runs, values.anchor, values.title)
-  path = write(report, values.out or configs.REPORTS_DIR / hyper.safe_name(values.dataset))
+  dataset = values.dataset
+  if not (pathlib.Path(values.results_dir) / hyper.safe_name(dataset)).is_dir():
+    dataset = datasets.label(dataset)  # A path, as the evaluation was given it.
+  report = build(dataset, values.results_dir, values.runs, values.anchor, values.title)
+  path = write(report, values.out or configs.REPORTS_DIR / hyper.safe_name(dataset))
   say(summary(report))
   for lines in (
     [f"No results: {s.path} ({', '.join(t for t in (s.state, s.detail) if t)})"
