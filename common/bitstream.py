@@ -12,7 +12,7 @@
 | 4 | CRC-32 of the header so far |
 | | the sections |
 
-A factorized file of a Kodak picture spends 40 bytes on it. Nothing is believed before its checksum
+A factorized file of a Kodak picture spends 41 bytes on it. Nothing is believed before its checksum
 holds, and nothing is allocated from sizes before they are bounded.
 """
 
@@ -65,10 +65,10 @@ def write(stream: Bitstream) -> bytes:
   header = bytearray(_MAGIC)
   header.append(FORMAT_VERSION)
   header.append(len(name))
-  header += name + stream.fingerprint + _varint(stream.height) + _varint(stream.width)
+  header += name + stream.fingerprint + varint(stream.height) + varint(stream.width)
   header.append(len(stream.sections))
   for section in stream.sections:
-    header += _varint(len(section)) + zlib.crc32(section).to_bytes(4, "little")
+    header += varint(len(section)) + zlib.crc32(section).to_bytes(4, "little")
   header += stream.symbols_crc.to_bytes(4, "little")
   header += zlib.crc32(header).to_bytes(4, "little")
   return bytes(header) + b"".join(stream.sections)
@@ -81,7 +81,7 @@ def read(data: bytes) -> Bitstream:
     BitstreamError: Not such a file, of another version, truncated, or damaged.
   """
   data = bytes(data)
-  cursor = _Cursor(data)
+  cursor = Cursor(data)
   if cursor.take(3, "magic") != _MAGIC:
     raise BitstreamError("Not a bitstream of this project (the magic bytes are missing).")
   version = cursor.take(1, "version")[0]
@@ -141,14 +141,25 @@ def check_model(stream: Bitstream, family: str, fingerprint: bytes) -> None:
     )
 
 
-class _Cursor:
+class Cursor:
   """Reads forward; past the end is an error that says what was missing."""
 
   def __init__(self, data: bytes):
+    """Starts at the first byte of `data`."""
     self._data = data
     self.position = 0
 
+  @property
+  def remaining(self) -> int:
+    """Bytes not read yet."""
+    return len(self._data) - self.position
+
+  def rest(self) -> bytes:
+    """All bytes not read yet."""
+    return self.take(self.remaining, "rest")
+
   def take(self, count: int, what: str) -> bytes:
+    """The next `count` bytes; `what` names them in the error."""
     end = self.position + count
     if end > len(self._data):
       raise BitstreamError(f"The file ends within its {what}: truncated.")
@@ -157,16 +168,18 @@ class _Cursor:
     return taken
 
   def varint(self, what: str) -> int:
+    """The next number: seven bits a byte, lowest first, at most 35 bits."""
     value = 0
     for shift in range(0, 35, 7):
       byte = self.take(1, what)[0]
       value |= (byte & 0x7F) << shift
       if byte < 0x80:
         return value
-    raise BitstreamError(f"The {what} in the header is no number: damaged or hostile.")
+    raise BitstreamError(f"The {what} is no number: damaged or hostile.")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+  """A non-negative number, seven bits a byte, lowest first."""
   out = bytearray()
   while value >= 0x80:
     out.append(value & 0x7F | 0x80)

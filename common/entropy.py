@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from common.bitstream import BitstreamError
+from common.bitstream import BitstreamError, Cursor, varint
 
 PRECISION = 16  # Bits of the quantized probabilities.
 _TAIL_MASS = 2.0**-15  # Coded by the escape symbol, each side half of it.
 _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
-_MAX_ABS_SYMBOL = 1 << 30
+MAX_ABS_SYMBOL = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +27,17 @@ class CodingTables:
   """Quantized distributions of integers for the range coder, one row an index.
 
   Attributes:
-    cdf: int32, the rows one after the other: -PRECISION, then the cumulative counts from 0 to
+    cdf: int32, the rows one after the other: PRECISION, then the cumulative counts from 0 to
       2^PRECISION; a row's last symbol is the escape.
     first: int32 [rows], the integer that is each row's symbol 0.
+    escape: int32 [rows], the symbol that stands for all other integers.
     best_bits: float64 [rows], what each row's cheapest symbol costs: bounds how many symbols a
       given number of bytes can hold.
   """
 
   cdf: np.ndarray
   first: np.ndarray
+  escape: np.ndarray
   best_bits: np.ndarray
 
   def digest(self) -> bytes:
@@ -56,9 +58,12 @@ def make_tables(pmfs: list[np.ndarray], first: np.ndarray) -> CodingTables:
   for pmf in pmfs:
     counts = _quantize(np.append(pmf, max(1.0 - pmf.sum(), 0.0)), total)
     best.append(-np.log2(counts.max() / total))
-    rows.append(np.concatenate([[-PRECISION, 0], np.cumsum(counts)]))
+    rows.append(np.concatenate([[PRECISION, 0], np.cumsum(counts)]))
   return CodingTables(
-    np.concatenate(rows).astype(np.int32), np.asarray(first, np.int32), np.asarray(best)
+    cdf=np.concatenate(rows).astype(np.int32),
+    first=np.asarray(first, np.int32),
+    escape=np.array([len(pmf) for pmf in pmfs], np.int32),
+    best_bits=np.asarray(best),
   )
 
 
@@ -75,41 +80,66 @@ def _quantize(pmf: np.ndarray, total: int) -> np.ndarray:
 
 
 def encode(tables: CodingTables, symbols: np.ndarray) -> bytes:
-  """Range-codes integers, the last axis choosing the row.
+  """Codes integers, the last axis choosing the row.
+
+  The bytes: the length of the overflow (varint), the overflow, the range coder's bytes. A value
+  outside of its row is the escape symbol in the range coder, and its distance a varint in the
+  overflow. (tensorflow_compression's own escape decodes damaged data without end.)
 
   Args:
     tables: With as many rows as `symbols` has channels.
-    symbols: int32 [..., C].
+    symbols: int32 [..., C], absolute values at most MAX_ABS_SYMBOL.
   """
+  if np.abs(symbols.astype(np.int64)).max(initial=0) > MAX_ABS_SYMBOL:
+    raise ValueError(f"Symbols lie within -{MAX_ABS_SYMBOL}..{MAX_ABS_SYMBOL}.")
   relative = symbols.astype(np.int32) - tables.first
+  above = relative - tables.escape
+  outside = (relative < 0) | (above >= 0)
+  distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
+  overflow = b"".join(varint(int(d)) for d in distance)
+  relative = np.where(outside, tables.escape, relative)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    handle = tfc.entropy_encode_channel(handle, relative)
-    return tfc.entropy_encode_finalize(handle).numpy()
+    handle = tfc.entropy_encode_channel(handle, relative.astype(np.int32))
+    return varint(len(overflow)) + overflow + tfc.entropy_encode_finalize(handle).numpy()
 
 
 def decode(tables: CodingTables, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
   """The inverse of `encode`: int32 of `shape`, whose last axis has one entry a row.
 
   Raises:
-    BitstreamError: `data` is too short to hold so many symbols, or the coder ends out of step.
+    BitstreamError: `data` is too short to hold so many symbols, or is not what `encode` makes.
   """
+  cursor = Cursor(data)
+  overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
+  coded = cursor.rest()
   positions = int(np.prod(shape[:-1], dtype=np.int64))
   fewest_bits = positions * float(tables.best_bits.sum())
-  if fewest_bits > 8 * len(data) + 64:
+  if fewest_bits > 8 * len(coded) + 64:
     raise BitstreamError(
       f"{len(data)} bytes cannot hold the {positions * shape[-1]} symbols that the header "
       "announces: damaged or hostile."
     )
   with tf.device("/cpu:0"):
-    handle = tfc.create_range_decoder(data, tables.cdf)
-    handle, relative = tfc.entropy_decode_channel(handle, list(shape), tf.int32)
+    handle = tfc.create_range_decoder(coded, tables.cdf)
+    handle, decoded = tfc.entropy_decode_channel(handle, list(shape), tf.int32)
     in_step = bool(tfc.entropy_decode_finalize(handle).numpy())
   if not in_step:
-    raise BitstreamError(
-      "The range decoder ends out of step: damaged, or another machine's tables."
-    )
-  return relative.numpy() + tables.first
+    raise BitstreamError("The range decoder ends out of step: the section is damaged.")
+  relative = decoded.numpy()
+  escaped = np.nonzero(relative == tables.escape)
+  if len(escaped[0]) > overflow.remaining:
+    raise BitstreamError("The section has more escapes than overflow values: damaged or hostile.")
+  if len(escaped[0]):
+    values = np.array([overflow.varint("overflow") for _ in escaped[0]], np.int64)
+    limit = tables.escape[escaped[-1]].astype(np.int64)
+    values = np.where(values % 2, -(values + 1) // 2, limit + values // 2)
+    if np.abs(values + tables.first[escaped[-1]]).max() > MAX_ABS_SYMBOL:
+      raise BitstreamError("An overflow value is out of range: damaged or hostile.")
+    relative[escaped] = values
+  if overflow.remaining:
+    raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
+  return relative + tables.first
 
 
 def symbols_crc(symbols: np.ndarray, crc: int = 0) -> int:
@@ -213,7 +243,7 @@ class FactorizedPrior(tf.Module):
   def symbols(self, y: tf.Tensor) -> np.ndarray:
     """The integers that stand for `y` [B, h, w, channels]: round(y - offset), int32."""
     rounded = np.round(np.asarray(y) - self.offset.numpy())
-    return np.clip(np.nan_to_num(rounded), -_MAX_ABS_SYMBOL, _MAX_ABS_SYMBOL).astype(np.int32)
+    return np.clip(np.nan_to_num(rounded), -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
 
   def values(self, symbols: np.ndarray) -> tf.Tensor:
     """The inverse of `symbols` up to rounding: symbols + offset, float32."""

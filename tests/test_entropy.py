@@ -42,9 +42,12 @@ def test_tables_hold_the_priors_probabilities(prior):
 
 def _rows(tables):
   flat, rows = tables.cdf, []
-  begins = np.flatnonzero(flat == -entropy.PRECISION)
-  for begin, end in zip(begins, [*begins[1:], len(flat)]):
-    rows.append(flat[begin + 1 : end])
+  begin = 0
+  for escape in tables.escape:
+    assert flat[begin] == entropy.PRECISION
+    rows.append(flat[begin + 1 : begin + escape + 3])
+    begin += escape + 3
+  assert begin == len(flat)
   return rows
 
 
@@ -88,9 +91,48 @@ def _sample(prior, count):
   return tf.constant(np.stack(columns, -1), tf.float32)
 
 
+def test_symbols_beyond_the_bound_are_refused_rather_than_coded_without_end(prior):
+  limit = np.full([1, 1, 1, 5], entropy.MAX_ABS_SYMBOL, np.int32)
+  data = entropy.encode(prior.tables, limit)
+  np.testing.assert_array_equal(entropy.decode(prior.tables, data, limit.shape), limit)
+  with pytest.raises(ValueError, match="Symbols lie within"):
+    entropy.encode(prior.tables, limit + 1)
+
+
+@settings(max_examples=400, deadline=2000)
+@given(
+  data=st.one_of(
+    st.binary(max_size=64),
+    st.integers(0, 64).map(lambda n: b"\0" + b"\xff" * n),
+    st.integers(0, 64).map(lambda n: b"\xff" * n),
+    st.integers(0, 64).map(lambda n: bytes(n)),
+  ),
+  shape=st.tuples(st.just(1), st.integers(1, 12), st.integers(1, 12)),
+)
+def test_hostile_sections_end_soon_refused_or_decoded(prior, data, shape):
+  try:
+    symbols = entropy.decode(prior.tables, data, (*shape, 5))
+  except BitstreamError:
+    return
+  assert symbols.shape == (*shape, 5) and np.abs(symbols).max() <= entropy.MAX_ABS_SYMBOL
+
+
+def test_overflow_that_does_not_match_the_escapes_is_refused(prior):
+  symbols = np.full([1, 1, 1, 5], 100_000, np.int32)
+  data = entropy.encode(prior.tables, symbols)
+  length = data[0]
+  for forged in (
+    bytes([length + 1]) + data[1 : 1 + length] + b"\0" + data[1 + length :],  # One too many.
+    bytes([length - 3]) + data[4:],  # One too few.
+    b"\0" + data[1 + length :],  # None.
+  ):
+    with pytest.raises(BitstreamError):
+      entropy.decode(prior.tables, forged, symbols.shape)
+
+
 def test_a_size_that_the_bytes_cannot_hold_is_refused_before_it_is_allocated(prior):
   with pytest.raises(BitstreamError, match="cannot hold"):
-    entropy.decode(prior.tables, b"x" * 20, (1, 100_000, 100_000, 5))
+    entropy.decode(prior.tables, b"\0" + b"x" * 20, (1, 100_000, 100_000, 5))
 
 
 def test_tables_are_a_function_of_the_weights_alone():
