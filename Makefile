@@ -37,5 +37,5 @@ lock:
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 
 clean:
-	rm -rf demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo_output data_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -3,12 +3,13 @@
 Nothing here imports TensorFlow before the command line has been checked.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 from absl import flags as absl_flags
@@ -61,6 +62,8 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
   began = process_start()
   try:
     values, config_file, overrides = flags.parse(argv, _define_flags(task), _usage(family, task))
+    if values.check_units is not None:
+      return _check_units(values.check_units, check)
     unit, run = _resolve(family, task, values, config_file, overrides)
     if run is not None and run.read_state().get("state") == "DONE":
       run.create(unit, run.path.parent.name)  # Says so if another config lies there.
@@ -77,35 +80,66 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
   job = Job(unit, run, began)
   job.handle_signals()
   try:
-    with run.locked():
+    with run.locked(), logging_to(run):
       return _run_locked(job, run_job)
   except runs.RunError as e:  # Another process holds the lock: the state is not ours to touch.
     print(f"Error: {e}", file=sys.stderr)
     return 2
 
 
+# A launcher waits for its sweep's check; what is left after this many seconds is checked when run.
+_CHECK_SECONDS = 20.0
+
+
+def _check_units(path: str, check: CheckUnit) -> int:
+  """Checks the work units recorded in a JSON file, for launchers. Writes nothing."""
+  units = [hyper.WorkUnit.from_json(record) for record in runs.read_json(path)]
+  set_up_process()
+  began = time.monotonic()
+  for count, unit in enumerate(units):
+    if time.monotonic() - began > _CHECK_SECONDS:
+      print(f"Checked {count} of {len(units)} settings; the others are checked when they start.")
+      break
+    try:
+      check(unit)
+    except (ValueError, TypeError, RuntimeError, OSError) as e:
+      print(f"Error: wid {unit.wid}: {e}", file=sys.stderr)
+      return 2
+  return 0
+
+
 def _run_locked(job: Job, run_job: RunJob) -> int:
   run, unit = job.run, job.unit
   again = f"python -m {unit.family}.{unit.task} --workdir '{run.path}'"
-  start_logging(run)
   try:
     run.write_environment()
     job.running(num_steps=int(job.config.train_eval_config.num_steps))
     _LOG.info("Run directory: %s", run.path)
     run_job(job)
   except Interrupted as e:
-    run.write_state("REQUEUED", step=e.step, reason="asked to stop; the state is saved")
+    _end(run, "REQUEUED", step=e.step, reason="asked to stop; the state is saved")
     _LOG.info("%s Go on with: %s", e, again)
     return runs.EXIT_RESUME
   except KeyboardInterrupt:
-    run.write_state("CANCELLED", reason="interrupted")
+    _end(run, "CANCELLED", reason="interrupted")
     return 130
   except Exception as e:
-    run.write_state("FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
-    _LOG.exception("Failed. What was saved stays. After the fix: %s", again)
+    _end(run, "FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
+    # Errors of our own and of the system say what is wrong; others need their traceback.
+    expected = isinstance(e, OSError) or type(e).__module__.startswith("common.")
+    _LOG.error("%s: %s", type(e).__name__, e, exc_info=not expected)
+    _LOG.error("What was saved stays. After the fix: %s", again)
     return 1
   _LOG.info("Done: %s", run.path)
   return 0
+
+
+def _end(run: runs.RunDir, state: str, **facts: Any) -> None:
+  """Records the end of a run as far as the disk lets us: the error itself must not get lost."""
+  try:
+    run.write_state(state, **facts)
+  except OSError as e:
+    _LOG.error("The state %s could not be written: %s", state, e)
 
 
 def set_up_process() -> None:
@@ -115,26 +149,35 @@ def set_up_process() -> None:
   tf.get_logger().setLevel("ERROR")
   threads = os.environ.get("NTC_NUM_THREADS")
   if threads:
+    if not threads.isdigit() or int(threads) < 1:
+      raise flags.UsageError(f"NTC_NUM_THREADS={threads!r} must be a whole number of 1 or more.")
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     tf.config.threading.set_inter_op_parallelism_threads(max(1, int(threads)))
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def start_logging(run: Optional[runs.RunDir] = None) -> None:
+@contextlib.contextmanager
+def logging_to(run: Optional[runs.RunDir] = None) -> Iterator[None]:
   """Logs to standard error and, outside of a supervisor, to the run's log file."""
   root = logging.getLogger()
-  root.setLevel(logging.INFO)
-  for handler in list(root.handlers):
-    root.removeHandler(handler)
+  before, level = list(root.handlers), root.level
   form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
   handlers: list[logging.Handler] = [logging.StreamHandler()]
   # Under a supervisor standard error is the log file already.
   if run is not None and not os.environ.get("NTC_SUPERVISED"):
     handlers.append(logging.FileHandler(run.log_file))
+  root.setLevel(logging.INFO)
+  root.handlers[:] = handlers
   for handler in handlers:
     handler.setFormatter(form)
-    root.addHandler(handler)
+  try:
+    yield
+  finally:
+    root.setLevel(level)
+    root.handlers[:] = before
+    for handler in handlers:
+      handler.close()
 
 
 def _define_flags(task: str) -> Callable[[absl_flags.FlagValues], None]:
@@ -157,6 +200,10 @@ def _define_flags(task: str) -> Callable[[absl_flags.FlagValues], None]:
     absl_flags.DEFINE_string(
       "workdir", None, "Start or resume the run that is recorded in this directory; then no "
       "--config.", flag_values=values,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+      "check_units", None, "For launchers: check the work units in this JSON file, write nothing.",
+      flag_values=values,
     )  # fmt: skip
 
   return define
@@ -221,9 +268,7 @@ def _define_eval_flags(values: absl_flags.FlagValues) -> None:
     "mode", "bitstream", ["bitstream", "estimated"], "Measure files, or estimate their size.",
     flag_values=values,
   )  # fmt: skip
-  absl_flags.DEFINE_integer(
-    "step", None, "Evaluate this checkpoint; default the newest.", flag_values=values
-  )
+  text("step", None, "Evaluate this checkpoint, or 'best'; default the newest.", flag_values=values)
   text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
   absl_flags.DEFINE_bool(
     "skip_existing", True, "Leave existing results of the same pictures.", flag_values=values
@@ -237,6 +282,7 @@ def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> in
     f"Measures a run of the family {family!r} on a data set, in bytes of real files.\n\n"
     f"  python -m {family}.eval --workdir train_xms/<xid>/wid=<N>-<runname> --dataset kodak"
   )
+  values = None
   try:
     values, _, _ = flags.parse(argv, _define_eval_flags, usage, allow_config=False)
     for name in ("workdir", "dataset"):
@@ -250,11 +296,20 @@ def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> in
         + (f": python -m {unit.family}.eval" if unit.task == "train" else "; name a training run.")
       )
     set_up_process()
-  except (flags.UsageError, hyper.ConfigError, runs.RunError) as e:
+    from common import data
+
+    data.resolve(values.dataset)
+  except (flags.UsageError, ValueError, runs.RunError) as e:
     print(f"Error: {e}", file=sys.stderr)
+    if values is not None and values.job_dir:
+      _end(_job_dir(values.job_dir), "FAILED", reason=str(e)[:2000])
     return 2
-  start_logging()
-  job_dir = runs.RunDir(pathlib.Path(values.job_dir).absolute()) if values.job_dir else None
+  with logging_to():
+    return _evaluate(values, run, evaluate)
+
+
+def _evaluate(values: absl_flags.FlagValues, run: runs.RunDir, evaluate: Callable[..., Any]) -> int:
+  job_dir = _job_dir(values.job_dir) if values.job_dir else None
   if job_dir is not None:
     job_dir.write_state("RUNNING", pid=os.getpid())
   try:
@@ -268,12 +323,21 @@ def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> in
       save_dir=values.save_dir,
       job_dir=job_dir,
     )
-  except (ValueError, RuntimeError, OSError) as e:
-    print(f"Error: {type(e).__name__}: {e}", file=sys.stderr)
+  except KeyboardInterrupt:
     if job_dir is not None:
-      job_dir.write_state("FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
+      _end(job_dir, "CANCELLED", reason="interrupted")
+    return 130
+  except Exception as e:
+    expected = isinstance(e, OSError) or type(e).__module__.startswith("common.")
+    _LOG.error("Error: %s: %s", type(e).__name__, e, exc_info=not expected)
+    if job_dir is not None:
+      _end(job_dir, "FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
     return 1
   if job_dir is not None:
     job_dir.write_state("DONE", result=str(path))
   print(path)
   return 0
+
+
+def _job_dir(path: str) -> runs.RunDir:
+  return runs.RunDir(pathlib.Path(path).absolute())

@@ -32,14 +32,14 @@ class MismatchError(RuntimeError):
 
 
 def load_codec(
-  run: runs.RunDir, build: BuildCodec, step: Optional[int] = None
+  run: runs.RunDir, build: BuildCodec, step: Optional[str] = None
 ) -> tuple[TrainableCodec, int]:
   """A run's codec with the weights of a checkpoint, ready to compress.
 
   Args:
     run: A training run.
     build: Of its family.
-    step: Of the checkpoint; None for the newest whole one.
+    step: Of the checkpoint, "best" for the best by validation loss, None for the newest whole one.
 
   Raises:
     checkpoints.CheckpointError: There is no such checkpoint, or it does not fit.
@@ -47,14 +47,19 @@ def load_codec(
   codec = build(hyper.to_config(run.read_work_unit().config).model_config)
   ckpts = checkpoints.Checkpoints(run.checkpoints_dir)
   if step is None:
-    ckpts, step = checkpoints.find(run.path)
-  elif step not in ckpts.steps():
-    raise checkpoints.CheckpointError(
-      f"{run.path} has no checkpoint of step {step}. It has: {ckpts.steps()}."
-    )
-  ckpts.restore(train_lib.weights_only(codec), step)
+    _, number = checkpoints.find(run.path)
+  else:
+    best = ckpts.best() or {"step": None}
+    found = {"best": best["step"], **{str(s): s for s in ckpts.steps()}}.get(step)
+    if found is None:
+      raise checkpoints.CheckpointError(
+        f"{run.path} has no checkpoint of step {step}. It has: {ckpts.steps()}, best: "
+        f"{best['step']}."
+      )
+    number = found
+  ckpts.restore(train_lib.weights_only(codec), number)
   codec.prepare()
-  return codec, step
+  return codec, number
 
 
 def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
@@ -147,7 +152,7 @@ def evaluate(
   build: BuildCodec,
   dataset: str,
   mode: str = "bitstream",
-  step: Optional[int] = None,
+  step: Optional[str] = None,
   results_dir: runs.PathLike = configs.RESULTS_DIR,
   skip_existing: bool = True,
   save_dir: Optional[runs.PathLike] = None,
@@ -160,17 +165,20 @@ def evaluate(
     build: Of its family.
     dataset: As `data.load_eval_images` takes it.
     mode: "bitstream" measures files, "estimated" likelihoods only.
-    step: Of the checkpoint; None for the newest.
+    step: Of the checkpoint, or "best"; None for the newest.
     results_dir: Where results lie.
-    skip_existing: Whether an existing results file of the same pictures is left as it is.
+    skip_existing: Whether an existing results file of the same pictures, model and config is left
+      as it is; not if `save_dir` is given.
     save_dir: Where decoded pictures (PNG) and files (.ntc) go; None: nowhere.
     job_dir: Where a launcher looks for the state of this evaluation.
   """
   images = data.load_eval_images(dataset)
-  codec, step = load_codec(run, build, step)
-  facts = run_facts(run)
-  path = results.result_path(results_dir, images.name, mode, facts, step)
-  if skip_existing and path.is_file() and results.read(path).dataset["hash"] == images.hash:
+  codec, number = load_codec(run, build, step)
+  facts = {**run_facts(run), "fingerprint": codec.fingerprint.hex()}
+  unit = run.read_work_unit()
+  path = results.result_path(results_dir, images.name, mode, facts, number)
+  is_current = path.is_file() and _is_current(path, facts, unit, images)
+  if is_current and skip_existing and save_dir is None:
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
     return path
   if len(images):  # The first call traces; it is not part of anybody's time.
@@ -184,12 +192,11 @@ def evaluate(
       progress.update(len(records), f"{measured.bpp:.3f} bpp {measured.psnr_db or math.inf:.2f} dB")
   finally:
     progress.close()
-  unit = run.read_work_unit()
   result = results.ResultFile(
     run=facts,
     config=unit.config,
     overrides=unit.overrides,
-    step=step,
+    step=number,
     dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
     mode=mode,
     records=tuple(records),
@@ -197,6 +204,30 @@ def evaluate(
   path = results.write(results_dir, result)
   _LOG.info("%s", summary(result))
   return path
+
+
+def _is_current(
+  path: pathlib.Path, facts: dict[str, Any], unit: hyper.WorkUnit, images: data.EvalImages
+) -> bool:
+  """Whether a results file is of this model, config and these pictures.
+
+  Raises:
+    results.ResultError: It is another run's: two runs never share a file.
+  """
+  try:
+    there = results.read(path)
+  except results.ResultError as e:
+    _LOG.warning("%s; it is made anew.", e)
+    return False
+  workdir = there.run.get("workdir")
+  if there.run.get("fingerprint") == facts["fingerprint"] and there.config == unit.config:
+    return there.dataset["hash"] == images.hash
+  if workdir != facts["workdir"]:
+    raise results.ResultError(
+      f"{path} holds results of another run with this xid and wid ({workdir}). Give "
+      "--results_dir, or move that file away."
+    )
+  return False
 
 
 def _records(

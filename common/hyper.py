@@ -27,7 +27,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import ml_collections
 
@@ -212,12 +212,13 @@ def load(source: str) -> ConfigFile:
 def _no_such_file(path: pathlib.Path) -> str:
   message = f"No config file {str(path)!r}."
   folder = path.parent
-  if folder.is_dir():
+  if folder.is_dir() and folder != pathlib.Path():
     known = sorted(p.name for p in folder.glob("*.py") if p.name != "__init__.py")
     if known:
       message += f" In {str(folder)!r} there are: {', '.join(known)}."
   else:
-    known = sorted(str(p) for p in pathlib.Path().glob("*/configs/*.py") if p.stem != "__init__")
+    files = pathlib.Path().glob("*/configs/*.py")
+    known = sorted(str(p) for p in files if p.stem != "__init__")
     if known:
       message += f" Known: {', '.join(known)}."
   return message
@@ -360,6 +361,32 @@ def make_work_unit(
   )
 
 
+class Range(NamedTuple):
+  """What a number in a config may be."""
+
+  kind: type
+  minimum: float
+  exclusive: bool = False
+
+
+def check_numbers(config: ml_collections.ConfigDict, ranges: Mapping[str, Range]) -> None:
+  """Raises ConfigError for a value that is no such number; keys that the config lacks are skipped.
+
+  A key whose value is None is skipped where the config declares it as a placeholder of its type.
+  """
+  for key, (kind, minimum, exclusive) in ranges.items():
+    try:
+      value = get_value(config, key)
+    except ConfigError:
+      continue
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = is_number and math.isfinite(value) and (kind is float or value == int(value))
+    if not fits or value < minimum or (exclusive and value == minimum):
+      name = {int: "a whole number", float: "a number"}[kind]
+      bound = f"above {minimum:g}" if exclusive else f"of {minimum:g} or more"
+      raise ConfigError(f"{key} is {value!r}; it must be {name} {bound}.")
+
+
 # Config values that may be paths; a run is resumed from other folders than it was started in.
 _PATH_KEYS = ("dataset", "warm_start", "warm_start_exp_dir")
 
@@ -422,18 +449,20 @@ def _refuse_duplicates(units: Sequence[WorkUnit]) -> None:
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as nested dicts and lists, references resolved: what JSON gives back unchanged."""
 
-  def convert(value: Any) -> Any:
+  def convert(value: Any, key: str) -> Any:
     if isinstance(value, dict):
-      return {k: convert(v) for k, v in value.items()}
+      return {k: convert(v, f"{key}.{k}" if key else k) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-      return [convert(v) for v in value]
+      return [convert(v, key) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
-      raise ConfigError(f"A config's numbers are finite, so that JSON can hold them; not {value}.")
+      raise ConfigError(
+        f"A config's numbers are finite, so that JSON can hold them; {key!r} is {value}."
+      )
     if value is None or isinstance(value, (bool, int, float, str)):
       return value
-    raise ConfigError(f"A config holds numbers, strings, booleans and lists; not {value!r}.")
+    raise ConfigError(f"A config holds numbers, strings, booleans and lists; {key!r} is {value!r}.")
 
-  return convert(config.to_dict())
+  return convert(config.to_dict(), "")
 
 
 def to_config(record: Mapping[str, Any]) -> ml_collections.ConfigDict:

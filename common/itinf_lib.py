@@ -7,6 +7,7 @@ in batches through one compiled step; a restart skips the images that are finish
       metrics.jsonl  latents.npz  image.ntc  reconstruction.png  record.json
 """
 
+import hashlib
 import logging
 import math
 import pathlib
@@ -36,12 +37,22 @@ from common.job import Job
 _LOG = logging.getLogger(__name__)
 
 
+_RANGES = {
+  "train_eval_config.num_steps": hyper.Range(int, 1),
+  "train_eval_config.log_metrics_every_steps": hyper.Range(int, 1),
+  "train_eval_config.seed": hyper.Range(int, 0),
+  "data_config.batchsize": hyper.Range(int, 1),
+  "itinf_config.learning_rate": hyper.Range(float, 0),
+  "itinf_config.decay_after_steps": hyper.Range(int, 0),
+  "itinf_config.temperature_rate": hyper.Range(float, 0),
+  "itinf_config.temperature_start_step": hyper.Range(int, 0),
+}
+
+
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   """Raises for a work unit that cannot run: unknown method, data or run that is not there."""
   config = hyper.to_config(unit.config)
-  options = config.train_eval_config
-  if options.num_steps < 1 or config.data_config.batchsize < 1:
-    raise ValueError("train_eval_config.num_steps and data_config.batchsize must be 1 or more.")
+  hyper.check_numbers(config, _RANGES)
   quantizers.make_quantizer(config.itinf_config.method)
   data.resolve(config.data_config.dataset)
   build(_model_config(config, _trained_run(config)))
@@ -57,7 +68,7 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   trained = _trained_run(config)
   model_config = _model_config(config, trained)
   codec = build(model_config)
-  ckpts, step = checkpoints.find(trained.path)
+  ckpts, step = _pinned_checkpoint(job.run, trained)
   ckpts.restore(tf.train.Checkpoint(codec=codec), step)
   codec.prepare()
   images = data.load_eval_images(config.data_config.dataset)
@@ -99,6 +110,19 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   return path
 
 
+def _pinned_checkpoint(
+  run: runs.RunDir, trained: runs.RunDir
+) -> tuple[checkpoints.Checkpoints, int]:
+  """The trained run's newest checkpoint, at a restart the one that this run began with."""
+  record = run.path / "trained_checkpoint.json"
+  if record.is_file():
+    step = int(runs.read_json(record)["step"])
+    return checkpoints.Checkpoints(trained.checkpoints_dir), step
+  ckpts, step = checkpoints.find(trained.path)
+  runs.write_json(record, {"run": str(trained.path), "step": step})
+  return ckpts, step
+
+
 def _trained_run(config: Any) -> runs.RunDir:
   """The training run whose weights are used.
 
@@ -134,7 +158,8 @@ def _batches(
   by_shape: dict[tuple[int, ...], list[int]] = {}
   for i, (name, image) in enumerate(images):
     record_file = _folder(run, name) / "record.json"
-    if record_file.is_file():
+    facts = runs.read_json(_folder(run, name) / "facts.json") if record_file.is_file() else {}
+    if facts.get("image_sha256") == _sha256(image):
       records[name] = results.EvalRecord(**runs.read_json(record_file))
       _LOG.info("%s is finished already.", name)
     else:
@@ -145,7 +170,15 @@ def _batches(
 
 
 def _folder(run: runs.RunDir, name: str) -> pathlib.Path:
-  return run.path / "images" / hyper.safe_name(name)
+  """A folder of its own for each image: names that had to be changed get a hash."""
+  safe = hyper.safe_name(name)
+  if safe != name:
+    safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+  return run.path / "images" / safe
+
+
+def _sha256(image: np.ndarray) -> str:
+  return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 class _LatentOptimizer:
@@ -186,6 +219,7 @@ class _LatentOptimizer:
       target = tf.Variable(x)
       optimizer = tf.keras.optimizers.Adam(jit_compile=False)
       optimizer.build(list(variables.values()))
+      self._steps.clear()  # Batches come by shape: the one before is done with.
       self._steps[key] = (variables, target, optimizer, self._compile(variables, target, optimizer))
     variables, target, optimizer, step = self._steps[key]
     target.assign(x)
@@ -207,7 +241,7 @@ class _LatentOptimizer:
           seed=tf.stack([self._seed, number]), temperature=temperature
         )
         terms = rd.rd_terms_of(self.codec, latents, x, self.rd_lambda, quantizer)
-        # Images are independent: a sum, so that an image's step does not depend on its batch.
+        # A sum: an image's gradient is the same in a batch of any size.
         loss = tf.reduce_sum(terms.bpp + self.rd_lambda * terms.mse)
       flat = list(variables.values())
       optimizer.learning_rate.assign(learning_rate)
@@ -260,7 +294,7 @@ def _optimise_batch(
       {k: Latent(v.loc[i : i + 1]) for k, v in latents.items()},
       {f"{k}_before": float(before[k][i]) for k in before}
       | {f"{k}_after": float(after[k][i]) for k in after}
-      | {"seconds": seconds},
+      | {"seconds": seconds, "image_sha256": _sha256(image)},
       [
         {k: (float(v[i]) if isinstance(v, np.ndarray) else v) for k, v in h.items()}
         for h in history
@@ -292,7 +326,7 @@ def _finish(
   name: str,
   image: np.ndarray,
   latents: Latents,
-  facts: dict[str, float],
+  facts: dict[str, Any],
   history: list[dict[str, Any]],
   run: runs.RunDir,
 ) -> results.EvalRecord:

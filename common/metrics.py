@@ -47,10 +47,11 @@ def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
 
   The MSE is over the three RGB channels together. Arguments as for `mse`.
   """
-  return _psnr_db(mse(a, b))
+  return psnr_of_mse(mse(a, b))
 
 
-def _psnr_db(error: float) -> float:
+def psnr_of_mse(error: float) -> float:
+  """10 log10(255^2 / error) in dB; `math.inf` for an error of 0."""
   return 10 * math.log10(255**2 / error) if error else math.inf
 
 
@@ -165,7 +166,7 @@ def measure(original: np.ndarray, decoded: np.ndarray) -> dict[str, Any]:
   error = mse(original, decoded)
   similarity, scales = msssim(original, decoded)
   return {
-    "psnr_db": _psnr_db(error) if error else None,
+    "psnr_db": psnr_of_mse(error) if error else None,
     "msssim": similarity,
     "msssim_scales": scales,
     "lpips": None,

@@ -28,6 +28,10 @@ MakeQuantizer = Callable[..., Quantizer]
 _QUANTIZERS: dict[str, MakeQuantizer] = {}
 
 
+# Those whose rate and gradients a training can use.
+FOR_TRAINING = ("mixedq", "unoise")
+
+
 def known_quantizers() -> list[str]:
   """The names that `make_quantizer` takes."""
   return sorted(_QUANTIZERS)

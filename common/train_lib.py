@@ -7,6 +7,7 @@ unbroken one.
 
 import logging
 import math
+import re
 import time
 from typing import Any, Optional
 
@@ -14,11 +15,37 @@ import numpy as np
 import tensorflow as tf
 
 from common import checkpoints as checkpoints_lib
-from common import data, hyper, quantizers, rd, runs, schedules, writers
+from common import data, hyper, metrics, quantizers, rd, runs, schedules, writers
 from common.codec import BuildCodec, TrainableCodec
 from common.job import Job
 
 _LOG = logging.getLogger(__name__)
+
+
+_RANGES = {
+  **{
+    f"train_eval_config.{key}": hyper.Range(int, 1)
+    for key in (
+      "num_steps", "log_metrics_every_steps", "checkpoint_every_steps", "eval_every_steps",
+      "max_ckpts_to_keep",
+    )
+  },
+  **{
+    f"train_eval_config.{key}": hyper.Range(int, 0)
+    for key in ("seed", "log_images_every_evals", "num_images_to_log")
+  },
+  "train_data_config.cache_mb": hyper.Range(int, 0),
+  "optimizer_config.learning_rate": hyper.Range(float, 0),
+  "optimizer_config.prior_learning_rate_factor": hyper.Range(float, 0),
+  "optimizer_config.warmup_steps": hyper.Range(int, 0),
+  "optimizer_config.decay_after_steps": hyper.Range(int, 0),
+  "optimizer_config.decay_factor": hyper.Range(float, 0),
+  "optimizer_config.gradient_clip_norm": hyper.Range(float, 0, exclusive=True),
+  "model_config.rd_lambda": hyper.Range(float, 0, exclusive=True),
+  "model_config.rd_lambda_warmup_steps": hyper.Range(int, 0),
+  "model_config.rd_lambda_warmup_factor": hyper.Range(float, 0, exclusive=True),
+  "model_config.rd_lambda_warmup_below": hyper.Range(float, 0),
+}  # fmt: skip
 
 
 class DivergedError(RuntimeError):
@@ -89,18 +116,17 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   """
   config = hyper.to_config(unit.config)
   options = config.train_eval_config
-  for key in (
-    "num_steps", "log_metrics_every_steps", "checkpoint_every_steps", "eval_every_steps",
-    "max_ckpts_to_keep",
-  ):  # fmt: skip
-    if options[key] < 1:
-      raise ValueError(f"train_eval_config.{key} is {options[key]}; it must be 1 or more.")
-  if not config.model_config.rd_lambda > 0:
-    raise ValueError(f"model_config.rd_lambda is {config.model_config.rd_lambda}; it must be > 0.")
-  for settings in (dict(config.train_data_config), _validation_data(config)):
-    if settings is not None:
-      data.DataConfig.of(settings)
-      data.resolve(settings["dataset"])
+  hyper.check_numbers(config, _RANGES)
+  name = config.model_config.quantizer
+  if name not in quantizers.FOR_TRAINING:
+    raise ValueError(
+      f"model_config.quantizer {name!r} does not train. "
+      f"Known: {', '.join(quantizers.FOR_TRAINING)}."
+    )
+  _train_sampler(config)
+  settings = _validation_data(config)
+  if settings is not None:
+    data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
   build(config.model_config)
   if options.warm_start:
@@ -113,94 +139,121 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
   Raises:
     job.Interrupted: Asked to stop; the state is saved.
     DivergedError: The loss is NaN or infinite.
+    data.DataError: No picture is left that can be read.
     OSError: A checkpoint could not be written.
   """
-  config, options, run = job.config, job.config.train_eval_config, job.run
-  tf.keras.utils.set_random_seed(int(options.seed))
-  state = TrainState(build(config.model_config))
-  ckpts = checkpoints_lib.Checkpoints(run.checkpoints_dir, int(options.max_ckpts_to_keep))
-  start = _restore_or_warm_start(state, ckpts, job)
-  num_steps = int(options.num_steps)
-  seed = int(options.seed)
-  dataset = data.make_train_dataset(
-    config.train_data_config, seed, start_step=start, num_steps=num_steps - start
-  )
-  validation = _Validation(state.codec, config)
-  if start == 0 and not options.warm_start:
-    for crops in dataset.take(1):
-      state.codec.calibrate(tf.cast(crops, tf.float32))
-  learning_rate = schedules.learning_rate(config.optimizer_config, num_steps)
-  model = config.model_config
-  rd_lambda = schedules.rd_lambda(
-    float(model.rd_lambda),
-    int(model.rd_lambda_warmup_steps),
-    float(model.rd_lambda_warmup_factor),
-    float(model.rd_lambda_warmup_below),
-  )
-  train_step = make_train_step(state, config)
-  writer = writers.MetricsWriter(run)
-  progress = writers.Progress(num_steps, start, run=run, label=job.label)
-  # On a GPU the host must not wait for each step; the steps are then checked when they are logged.
-  check_every = (
-    int(options.log_metrics_every_steps) if tf.config.list_physical_devices("GPU") else 1
-  )
-  pending: list[tuple[int, dict[str, tf.Tensor]]] = []
-  metrics: dict[str, float] = dict(ckpts.facts(start)) if start else {}
-  saved = start
-
-  def save(step: int) -> None:
-    nonlocal saved
-    if step != saved:
-      state.step.assign(step)
-      ckpts.save(state.checkpoint(), step, facts={k: metrics[k] for k in sorted(metrics)})
-      saved = step
-
   try:
-    clock, clock_step = time.monotonic(), start
-    for step, crops in enumerate(dataset, start=start):
-      at = {"learning_rate": learning_rate(step), "rd_lambda": rd_lambda(step)}
-      scalars = train_step(
-        crops,
-        np.int32(step),
-        np.float32(at["learning_rate"]),
-        np.float32(at["rd_lambda"]),
-      )
-      pending.append((step, scalars))
+    return _Training(job, build).run()
+  except tf.errors.OpError as e:  # What the pipeline raises arrives wrapped in TensorFlow's error.
+    found = re.search(r"DataError: (.*)", e.message)
+    if found is None:
+      raise
+    raise data.DataError(found.group(1)) from None
+
+
+class _Training:
+  """One run's training, from its last checkpoint to its end."""
+
+  def __init__(self, job: Job, build: BuildCodec):
+    config = job.config
+    self._job, self._options = job, config.train_eval_config
+    self._num_steps = int(self._options.num_steps)
+    tf.keras.utils.set_random_seed(int(self._options.seed))
+    self._state = TrainState(build(config.model_config))
+    max_to_keep = int(self._options.max_ckpts_to_keep)
+    self._ckpts = checkpoints_lib.Checkpoints(job.run.checkpoints_dir, max_to_keep)
+    self._start = self._saved = _restore_or_warm_start(self._state, self._ckpts, job)
+    self._metrics: dict[str, float] = self._ckpts.facts(self._start) if self._start else {}
+    sampler = _train_sampler(config)
+    if self._start == 0 and not self._options.warm_start:
+      self._state.codec.calibrate(tf.constant(sampler.batch(0), tf.float32))
+    self._batches = data.to_tf_dataset(sampler, self._start, self._num_steps - self._start)
+    self._validation = _Validation(self._state.codec, config)
+    self._learning_rate = schedules.learning_rate(config.optimizer_config, self._num_steps)
+    model = config.model_config
+    self._rd_lambda = schedules.rd_lambda(
+      float(model.rd_lambda),
+      int(model.rd_lambda_warmup_steps),
+      float(model.rd_lambda_warmup_factor),
+      float(model.rd_lambda_warmup_below),
+    )
+    self._step = make_train_step(self._state, config)
+    self._writer = writers.MetricsWriter(job.run)
+
+  def run(self) -> dict[str, float]:
+    """The loop; returns the last step's metrics."""
+    progress = writers.Progress(
+      self._num_steps, self._start, run=self._job.run, label=self._job.label
+    )
+    try:
+      self._catch_up()
+      self._loop(progress)
+    finally:
+      progress.close()
+      self._writer.close()
+    self._job.done(step=self._num_steps, num_steps=self._num_steps, detail=_text(self._metrics))
+    return self._metrics
+
+  def _loop(self, progress: writers.Progress) -> None:
+    options = self._options
+    # On a GPU the host must not wait for each step; steps are then checked when they are logged.
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    check_every = int(options.log_metrics_every_steps) if has_gpu else 1
+    pending: list[tuple[int, dict[str, tf.Tensor]]] = []
+    clock, clock_step = time.monotonic(), self._start
+    for step, crops in enumerate(self._batches, start=self._start):
       done = step + 1
-      if step == start:
-        _LOG.info("First step done %.1f s after the start of the program.", job.seconds())
-      logs = done % int(options.log_metrics_every_steps) == 0 or done == num_steps
-      evaluates = done % int(options.eval_every_steps) == 0 or done == num_steps
+      at = {"learning_rate": self._learning_rate(step), "rd_lambda": self._rd_lambda(step)}
+      pending.append((step, self._step(crops, np.int32(step), *map(np.float32, at.values()))))
+      if step == self._start:
+        _LOG.info("First step done %.1f s after the start of the program.", self._job.seconds())
+      logs = self._is_due(done, options.log_metrics_every_steps)
+      evaluates = self._is_due(done, options.eval_every_steps)
       saves = evaluates or done % int(options.checkpoint_every_steps) == 0
-      stops = job.stop_requested()
+      stops = self._job.stop_requested()
       if done % check_every == 0 or logs or saves or stops:
-        metrics = _checked(pending)
+        self._metrics = _checked(pending)
         pending.clear()
-      progress.update(done, f"loss {metrics['loss']:.4f}" if metrics else "")
+      progress.update(done, f"loss {self._metrics['loss']:.4f}" if self._metrics else "")
       if logs:
-        now = time.monotonic()
-        rate = (done - clock_step) / max(now - clock, 1e-9)
-        clock, clock_step = now, done
-        writer.scalars(
-          done, {**metrics, **at, "psnr_db": _psnr_db(metrics["mse"]), "steps_per_second": rate}
-        )
-      if saves or stops:
-        save(done)
-      if evaluates and (values := validation.run(done, writer)):
-        best = ckpts.best()
-        if options.keep_best and (best is None or values["loss"] < best["loss"]):
-          ckpts.mark_best(done, values["loss"])
-        _LOG.info("Step %d validation: %s", done, _text(values))
+        rate = (done - clock_step) / max(time.monotonic() - clock, 1e-9)
         clock, clock_step = time.monotonic(), done
-      if stops and done < num_steps:
-        job.interrupted(done)
-    if start >= num_steps:
-      _LOG.info("All %d steps were done already.", num_steps)
-  finally:
-    progress.close()
-    writer.close()
-  job.done(step=num_steps, num_steps=num_steps, detail=_text(metrics))
-  return metrics
+        psnr_db = metrics.psnr_of_mse(max(self._metrics["mse"], 1e-10))
+        facts = {"psnr_db": psnr_db, "steps_per_second": rate}
+        self._writer.scalars(done, {**self._metrics, **at, **facts})
+      if saves or stops:
+        self._save(done)
+      if evaluates:
+        self._validate(done)
+        clock, clock_step = time.monotonic(), done
+      if stops and done < self._num_steps:
+        self._job.interrupted(done)
+
+  def _is_due(self, step: int, every: int) -> bool:
+    return step % int(every) == 0 or step == self._num_steps
+
+  def _catch_up(self) -> None:
+    """A kill between a checkpoint and its validation must not lose the validation."""
+    start = self._start
+    if start and self._is_due(start, self._options.eval_every_steps):
+      records = runs.read_jsonl(self._job.run.metrics_file)
+      if not any(r.get("split") == "val" and r.get("step") == start for r in records):
+        self._validate(start)
+
+  def _save(self, step: int) -> None:
+    if step != self._saved:
+      self._state.step.assign(step)
+      self._ckpts.save(self._state.checkpoint(), step, facts=dict(sorted(self._metrics.items())))
+      self._saved = step
+
+  def _validate(self, step: int) -> None:
+    values = self._validation.run(step, self._writer)
+    if not values:
+      return
+    best = self._ckpts.best()
+    if self._options.keep_best and (best is None or values["loss"] < best["loss"]):
+      self._ckpts.mark_best(step, values["loss"])
+    _LOG.info("Step %d validation: %s", step, _text(values))
 
 
 def _restore_or_warm_start(state: TrainState, ckpts: checkpoints_lib.Checkpoints, job: Job) -> int:
@@ -217,6 +270,10 @@ def _restore_or_warm_start(state: TrainState, ckpts: checkpoints_lib.Checkpoints
     found.restore(weights_only(state.codec), step)
     _LOG.info("Warm start from %s.", found.path(step))
   return 0
+
+
+def _train_sampler(config: Any) -> data.CropSampler:
+  return data.CropSampler(config.train_data_config, int(config.train_eval_config.seed), "train")
 
 
 def _warm_start_wid(config: Any, own: int) -> int:
@@ -252,7 +309,8 @@ def _validation_data(config: Any) -> Optional[dict[str, Any]]:
     **settings,
     "dataset": train_data.dataset,
     "val_split": train_data.val_split,
-    "max_images": train_data.max_images,
+    "val_split_seed": train_data.get("val_split_seed", 0),
+    "max_images": train_data.max_images,  # Before the split, as in training.
   }
 
 
@@ -263,9 +321,12 @@ class _Validation:
     self._codec, self._config = codec, config
     self._count = 0
     settings = _validation_data(config)
-    self._dataset: Optional[tf.data.Dataset] = (
-      None if settings is None else data.make_val_dataset(settings)
-    )
+    self._dataset: Optional[tf.data.Dataset] = None
+    if settings is not None:
+      self._dataset = data.make_val_dataset(settings)
+      if config.val_data_config.max_images is not None:
+        batches = -(-config.val_data_config.max_images // config.val_data_config.batchsize)
+        self._dataset = self._dataset.take(batches)
     rounding = quantizers.make_quantizer("round")()
 
     @tf.function
@@ -296,7 +357,7 @@ class _Validation:
       "loss": float(np.mean(bpp) + self._config.model_config.rd_lambda * np.mean(mse)),
       "bpp": float(np.mean(bpp)),
       "mse": float(np.mean(mse)),
-      "psnr_db": float(np.mean([_psnr_db(m) for m in mse])),
+      "psnr_db": float(np.mean([metrics.psnr_of_mse(max(m, 1e-10)) for m in mse])),
     }
     writer.scalars(step, values, split="val")
     every = int(options.log_images_every_evals)
@@ -307,14 +368,5 @@ class _Validation:
     return values
 
 
-def _psnr_db(mse: float) -> float:
-  return 10 * math.log10(255.0**2 / max(mse, 1e-10))
-
-
 def _text(values: dict[str, float]) -> str:
   return ", ".join(f"{k} {v:.4f}" for k, v in values.items())
-
-
-def describe(run: runs.RunDir) -> str:
-  """One line about where a run's things are."""
-  return f"{run.path} (metrics.jsonl, tensorboard/, images/, checkpoints/)"

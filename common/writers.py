@@ -1,5 +1,6 @@
 """Where a loop's progress goes: JSON lines, TensorBoard, and a progress bar or plain lines."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from common import runs
+
+_LOG = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -97,7 +100,10 @@ class Progress:
     due = now - self._last_state >= min(2.0, self._seconds_between) or step == self._total
     if self._run is not None and due:
       self._last_state = now
-      self._run.write_state("RUNNING", step=step, num_steps=self._total, detail=detail)
+      try:
+        self._run.write_state("RUNNING", step=step, num_steps=self._total, detail=detail)
+      except OSError as e:  # A full disk shows at the next checkpoint; a heartbeat may be missed.
+        _LOG.warning("The state could not be written: %s", e)
 
   def close(self) -> None:
     """Ends the bar."""

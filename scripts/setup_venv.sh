@@ -21,6 +21,9 @@ rm -f "$STAMP" 2>/dev/null || true
 if ! { [ -x "$VENV/bin/python" ] && supported "$VENV/bin/python"; }; then
   rm -rf "$VENV"
   found=""
+  if [ -n "${PYTHON:-}" ] && ! { command -v "$PYTHON" >/dev/null 2>&1 && supported "$PYTHON"; }; then
+    echo "PYTHON=$PYTHON is no Python 3.9 to 3.11 with venv; looking for another." >&2
+  fi
   for python in ${PYTHON:-} python3.11 python3.10 python3.9 python3 python; do
     if command -v "$python" >/dev/null 2>&1 && supported "$python"; then found=$python; break; fi
   done

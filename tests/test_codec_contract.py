@@ -132,6 +132,31 @@ def test_a_hostile_size_with_right_checksums_is_refused(codec):
       codec.decompress(forged)
 
 
+def test_forged_sections_with_right_checksums_are_refused_and_end_soon(codec):
+  stream = bitstream.read(codec.compress(_photo(40, 56)))
+  random = np.random.default_rng(0)
+  section = stream.sections[0]
+  forgeries = [b"", b"\xff" * 17, b"\0" + b"\xff" * 17, bytes(100), section[:-1], section + b"x"]
+  for _ in range(60):
+    mutated = bytearray(section)
+    for _ in range(random.integers(1, 4)):
+      mutated[random.integers(len(mutated))] = random.integers(256)
+    forgeries.append(bytes(mutated))
+  for forgery in forgeries:
+    if forgery == section:
+      continue
+    for size in ((stream.height, stream.width), (1, 1), (200, 300)):
+      forged = bitstream.Bitstream(
+        stream.family,
+        stream.fingerprint,
+        *size,
+        (forgery, *stream.sections[1:]),
+        stream.symbols_crc,
+      )
+      with pytest.raises(BitstreamError):
+        codec.decompress(bitstream.write(forged))
+
+
 def test_a_wrong_number_of_sections_is_refused(codec):
   stream = bitstream.read(codec.compress(_photo(40, 56)))
   forged = bitstream.Bitstream(

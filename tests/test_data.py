@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -157,7 +158,10 @@ def test_labels_are_fit_for_folders(tmp_path):
     str(folder / "a*"): "my_photos-a",
     str(folder / "a1.png"): "a1.png",
   }
-  assert {d: data.load_eval_images(d).name for d in labels} == labels
+  found = {d: data.load_eval_images(d).name for d in labels}
+  assert {d: name[:-9] for d, name in found.items()} == labels
+  assert all(re.fullmatch(r".*-[0-9a-f]{8}", name) for name in found.values())
+  assert len(set(found.values())) == 5
 
 
 # --- Conversions ---------------------------------------------------------------------------------

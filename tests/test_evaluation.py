@@ -8,7 +8,7 @@ from PIL import Image
 
 from common import checkpoints, cli, data, eval_lib, results, runs
 from factorized.codec import build
-from tests.conftest import run_command
+from tests.conftest import picture, run_command, tiny_arguments, train
 
 
 def _evaluate(argv):
@@ -82,6 +82,56 @@ def test_existing_results_are_skipped_unless_asked_or_of_other_pictures(
   assert path.stat().st_mtime_ns == before
   assert _evaluate([*argv, "--skip_existing=false"]) == 0
   assert path.stat().st_mtime_ns > before
+
+
+def test_another_runs_results_are_never_taken_for_ones_own(
+  evaluated, trained_run, odd_pictures, pictures, tmp_path, capsys
+):
+  """Same xid, wid and name in another experiments folder, other weights."""
+  argv = tiny_arguments(pictures, tmp_path, "--xid", "1", "--config.train_eval_config.seed=5")
+  assert train(argv) == 0
+  (path,) = tmp_path.glob("1/wid=*")
+  (file,) = evaluated.glob("*/*/*.json")
+  before = file.read_bytes()
+  arguments = ["--dataset", str(odd_pictures), "--results_dir", str(evaluated)]
+  assert _evaluate(["--workdir", str(path), *arguments]) == 1
+  assert "results of another run" in capsys.readouterr().err
+  assert file.read_bytes() == before
+
+
+def test_a_run_trained_anew_in_the_same_place_is_evaluated_anew(pictures, tmp_path):
+  import shutil
+
+  rates = []
+  for seed in (5, 6):
+    shutil.rmtree(tmp_path / "xms", ignore_errors=True)
+    argv = tiny_arguments(
+      pictures, tmp_path / "xms", "--xid", "1", f"--config.train_eval_config.seed={seed}"
+    )
+    assert train(argv) == 0
+    (path,) = (tmp_path / "xms").glob("1/wid=*")
+    arguments = ["--dataset", str(pictures), "--results_dir", str(tmp_path / "results")]
+    assert _evaluate(["--workdir", str(path), *arguments]) == 0
+    (result,) = _results(tmp_path / "results")
+    rates.append(result.mean("bpp_estimated"))
+  assert rates[0] != rates[1]
+
+
+def test_two_folders_of_one_name_keep_their_own_results(trained_run, tmp_path):
+  for i, parent in enumerate(("a", "b")):
+    (tmp_path / parent / "kodak").mkdir(parents=True)
+    Image.fromarray(picture(20, 30, i)).save(tmp_path / parent / "kodak" / "1.png")
+    arguments = ["--dataset", str(tmp_path / parent / "kodak")]
+    arguments += ["--results_dir", str(tmp_path / "results")]
+    assert _evaluate(["--workdir", str(trained_run.path), *arguments]) == 0
+  found = _results(tmp_path / "results")
+  assert len(found) == 2 and found[0].records[0].mse != found[1].records[0].mse
+  assert not (tmp_path / "results" / "kodak").exists()
+
+
+def test_the_best_checkpoint_can_be_named(trained_run):
+  _, step = eval_lib.load_codec(trained_run, build, "best")
+  assert step == checkpoints.Checkpoints(trained_run.checkpoints_dir).best()["step"]
 
 
 def test_estimated_mode_makes_no_files(trained_run, pictures, tmp_path):

@@ -105,6 +105,12 @@ def test_a_restart_skips_finished_images(optimised, trained_run, odd_pictures, m
   assert (unfinished / "image.ntc").read_bytes() == expected  # Same seed, same latents.
 
 
+def test_names_that_differ_only_in_blanks_keep_their_own_folders(tmp_path):
+  run = runs.RunDir(tmp_path)
+  names = ["a b.png", "a_b.png", "a/b.png", "a-b.png"]
+  assert len({itinf_lib._folder(run, name) for name in names}) == 4
+
+
 @pytest.mark.parametrize(
   "override,expected",
   [
@@ -112,6 +118,7 @@ def test_a_restart_skips_finished_images(optimised, trained_run, odd_pictures, m
     ("--config.train_eval_config.warm_start_wid=3", "wid 3 does not name one"),
     ("--config.itinf_config.method=sgaa", "Known: mixedq, round, sga"),
     ("--config.data_config.dataset=kodac", "Unknown dataset"),
+    ("--config.train_eval_config.log_metrics_every_steps=0", "log_metrics_every_steps"),
   ],
 )
 def test_bad_input_names_the_fix(trained_run, odd_pictures, tmp_path, capsys, override, expected):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common import results, runs
+from common import datasets, results, runs
 from tests.conftest import ROOT, tiny_arguments
 
 
@@ -41,13 +41,15 @@ def test_from_config_to_report(pictures, tmp_path):
   _run(environment, "launch_eval.py", workdirs, f"--dataset={dataset}", "--jobs=2")
   _run(environment, "-m", "common.classical", f"--dataset={dataset}", "--codec=jpeg",
        "--qualities=20,50,80,95")  # fmt: skip
-  files = [results.read(p) for p in results.find(tmp_path / "json results", pictures.name)]
+  files = [
+    results.read(p) for p in results.find(tmp_path / "json results", datasets.label(dataset))
+  ]
   assert len(files) == 8 and len({f.dataset["hash"] for f in files}) == 1
   curves = results.curves(files)
   assert sorted(len(c.bpp) for c in curves) == [4, 4]
 
-  output = _run(environment, "-m", "common.report", f"--dataset={pictures.name}")
-  page = tmp_path / "reports" / pictures.name / "index.html"
+  output = _run(environment, "-m", "common.report", f"--dataset={dataset}")
+  page = tmp_path / "reports" / datasets.label(dataset) / "index.html"
   assert str(page) in output
   text = page.read_text()
   assert "factorized bls2017 sweep" in text and "JPEG 4:2:0" in text

@@ -43,8 +43,6 @@ def _program(machine, name, text):
   path.chmod(0o755)
 
 
-
-
 def _python(machine, name, is_supported):
   _program(
     machine,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common import checkpoints, runs
-from tests.conftest import ROOT, tiny_arguments, train
+from tests.conftest import ROOT, picture, tiny_arguments, train
 
 CONFIG = str(ROOT / "factorized/configs/bls2017.py:tiny")
 
@@ -108,6 +108,40 @@ def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictu
   assert [r["step"] for r in runs.read_jsonl(run.metrics_file) if r["split"] == "train"] == [
     1, 2, 3, 4, 5, 6, 4, 5, 6,
   ]  # fmt: skip
+
+
+def test_a_kill_between_a_checkpoint_and_its_validation_loses_no_validation(unbroken, tmp_path):
+  import shutil
+
+  copied = tmp_path / "1" / unbroken.path.name
+  shutil.copytree(unbroken.path, copied)
+  run = runs.RunDir.open(copied)
+  lines = run.metrics_file.read_text().splitlines(keepends=True)
+  assert json.loads(lines[-1])["split"] == "val"
+  run.metrics_file.write_text("".join(lines[:-1]))  # As if killed after the last checkpoint.
+  (run.checkpoints_dir / "best.json").unlink()
+  run.write_state("RUNNING")
+  assert train(["--workdir", str(copied)]) == 0
+  last = runs.read_jsonl(run.metrics_file)[-1]
+  expected = json.loads(lines[-1])
+  assert {**last, "time": 0} == {**expected, "time": 0}
+  assert checkpoints.Checkpoints(run.checkpoints_dir).best()["step"] == 6
+  assert run.read_state()["state"] == "DONE"
+
+
+def test_pictures_that_all_break_while_training_are_named_without_a_traceback(tmp_path, capsys):
+  folder = tmp_path / "broken"
+  folder.mkdir()
+  for i in range(3):
+    Image.fromarray(picture(48, 64, i)).save(folder / f"{i}.png")
+    content = (folder / f"{i}.png").read_bytes()
+    (folder / f"{i}.png").write_bytes(content[: len(content) // 3])  # The headers are whole.
+  argv = tiny_arguments(folder, tmp_path / "x", "--config.train_data_config.val_split=None")
+  assert train(argv) == 1
+  assert "No picture of 'broken" in capsys.readouterr().err
+  (path,) = (tmp_path / "x").glob("*/wid=*")
+  reason = runs.RunDir(path).read_state()["reason"]
+  assert reason.startswith("DataError: No picture") and "Traceback" not in reason
 
 
 def test_a_done_run_is_left_alone(unbroken, pictures, capsys):
@@ -218,6 +252,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
     ("--config.train_data_config.dataset=kodac", "kodak"),
     ("--config.train_data_config.batchsize=0", "batchsize"),
     ("--config.train_eval_config.num_steps=0", "num_steps"),
+    ("--config.model_config.quantizer=sga", "does not train"),
+    ("--config.model_config.quantizer=round", "Known: mixedq, unoise"),
+    ("--config.train_eval_config.seed=-1", "seed is -1"),
+    ("--config.train_eval_config.num_images_to_log=-1", "num_images_to_log"),
+    ("--config.train_data_config.patchsize=4096", "smaller than the patch"),
+    ("--config.optimizer_config.gradient_clip_norm=0", "above 0"),
+    ("--config.optimizer_config.learning_rate=nan", "learning_rate"),
     ("--config.train_eval_config.num_steps=many", "num_steps"),
     ("--config.model_config.rd_lambda=-1", "rd_lambda"),
     ("--config.model_config.synthesis.in_channels=7", "6 channels"),
@@ -234,6 +275,19 @@ def test_bad_input_names_the_fix_before_anything_is_written(
   error = capsys.readouterr().err
   assert expected in error and "Traceback" not in error
   assert not (tmp_path / "x").exists()
+
+
+def test_launchers_can_have_work_units_checked(unbroken, tmp_path, capsys):
+  good = unbroken.read_work_unit().to_json()
+  bad = json.loads(json.dumps(good))
+  bad["wid"] = 7
+  bad["config"]["model_config"]["quantizer"] = "noise"
+  file = tmp_path / "units.json"
+  file.write_text(json.dumps([good]))
+  assert train([f"--check_units={file}"]) == 0
+  file.write_text(json.dumps([good, bad]))
+  assert train([f"--check_units={file}"]) == 2
+  assert "Error: wid 7: model_config.quantizer 'noise'" in capsys.readouterr().err
 
 
 def test_a_missing_config_lists_those_that_there_are(tmp_path, capsys):

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from common import hyper
 
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   hyper.check_variant(variant, list(_VARIANTS))
   config = ml_collections.ConfigDict()
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       patchsize=256,
       patches_per_image=1,
       max_images=config_dict.placeholder(int),
-      val_split=config_dict.placeholder(float),  # Held back from this data set, e.g. 0.1.
+      val_split=0.1,  # The part that is held back for validation; None for nothing.
       flip=False,
       cache_mb=2048,  # Decoded images kept in memory.
     )
@@ -126,6 +127,7 @@ _VARIANTS = {
   "small": {
     **_SHORT,
     "train_data_config.dataset": "cid22-train",
+    "train_data_config.val_split": None,
     "val_data_config.dataset": "cid22-valid",
     "train_eval_config.num_steps": 20_000,
     "train_eval_config.checkpoint_every_steps": 1_000,
