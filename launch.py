@@ -30,17 +30,20 @@ import pathlib
 from absl import flags as absl_flags
 
 import configs
-from common import flags, hyper, launchers, runs
+from common import datasets, flags, hyper, launchers, runs
 
 # The launcher decides these for each task.
 _RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config")
+
+# What tasks take as folders.
+_FOLDER_ARGS = ("experiments_dir", "results_dir", "save_dir")
 
 
 def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -> int:
   """The command line without the program's name; returns the exit code.
 
   0: all is well (after a launch: every job is DONE). 1: some job is not. 2: the command is wrong.
-  75: stopped, and `rerun` goes on.
+  75: stopped, and `rerun` goes on. 130: interrupted before any job was started.
   """
   commands = {"status": _status, "rerun": _rerun, "cancel": _cancel}
   try:
@@ -51,7 +54,10 @@ def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -
         f"Unknown command {argv[0]!r}. Known: {', '.join(commands)}; to launch: --main, --config."
       )
     return _launch(list(argv), project_dir)
-  except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError) as e:
+  except KeyboardInterrupt:  # While jobs run, `launchers.wait` sees to it.
+    print("Interrupted.", file=sys.stderr)
+    return 130
+  except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
 
@@ -105,7 +111,7 @@ def _listed(text: str) -> list[str]:
 
 
 def split_args(text: str, reserved: Sequence[str]) -> list[str]:
-  """`--args` as a list.
+  """`--args` as a list; folders in it become absolute, for the jobs run elsewhere.
 
   Raises:
     flags.UsageError: Quotes do not match, or a flag is one that the launcher sets itself.
@@ -118,7 +124,19 @@ def split_args(text: str, reserved: Sequence[str]) -> list[str]:
     name = arg.lstrip("-").split("=", 1)[0].split(".", 1)[0]
     if arg.startswith("-") and name in reserved:
       raise flags.UsageError(f"--args: {arg!r} is set by the launcher; give it without --args.")
+  for i, arg in enumerate(args):
+    name, equals, value = arg.partition("=")
+    if not arg.startswith("-") or name.lstrip("-") not in _FOLDER_ARGS:
+      continue
+    if equals and value:
+      args[i] = f"{name}={_absolute(value)}"
+    elif not equals and i + 1 < len(args):
+      args[i + 1] = _absolute(args[i + 1])
   return args
+
+
+def _absolute(folder: str) -> str:
+  return str(pathlib.Path(folder).expanduser().absolute())
 
 
 def _take_experiments_dir(args: list[str], given: Optional[str]) -> Optional[str]:
@@ -132,7 +150,7 @@ def _take_experiments_dir(args: list[str], given: Optional[str]) -> Optional[str
       found = value if equals else args[i + 1]
       del args[i : i + (1 if equals else 2)]
       break
-  if found and given and found != given:
+  if found and given and found != _absolute(given):
     raise flags.UsageError(f"Two experiments_dir: {given!r}, and in --args {found!r}.")
   return given or found
 
@@ -154,28 +172,32 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
   args = split_args(values.args, _RESERVED_ARGS)
   chosen = _take_experiments_dir(args, values.experiments_dir)
   default = configs.ITINF_DIR if task == "itinf" else configs.TRAIN_DIR
-  experiments_dir = pathlib.Path(chosen).expanduser().absolute() if chosen else default
+  experiments_dir = pathlib.Path(_absolute(chosen)) if chosen else default
   executor = executor_from(values)
   units = hyper.expand(config_file, family, task, overrides)
   if values.xid is not None:
     runs.RunDir.of(experiments_dir, values.xid, units[0])
-    if (experiments_dir / values.xid).exists():
-      raise launchers.LaunchError(
-        f"There is an experiment {values.xid!r} in {experiments_dir} already: choose another --xid."
-      )
+    launchers.Experiment.check_free(experiments_dir / values.xid)
   print(_settings_table(units, overrides))
   where = experiments_dir / (values.xid or "<xid>")
   print(f"\n{len(units)} settings of {config_file.source} for {values.main}, to {where}")
   if values.dry_run:
-    print("Dry run: nothing was written.")
+    print("Dry run: nothing was written; values are checked at launch.")
     return 0
+  print("Checking the settings and their data ...", flush=True)
+  then_eval = datasets.absolute(values.then_eval) if values.then_eval else None
+  if then_eval is not None:
+    launchers.check_dataset(then_eval, project_dir)
+  said = launchers.check_units(units, project_dir)
+  if said:
+    print(said)
   experiment = launchers.Experiment.create(
     experiments_dir,
     units,
     project_dir,
     args=args,
     xid=values.xid,
-    then_eval=launchers.resolve_dataset(values.then_eval) if values.then_eval else None,
+    then_eval=then_eval,
     facts={
       "command": shlex.join([sys.argv[0], *argv]),
       "argv": argv,
@@ -226,8 +248,9 @@ def run_jobs(
   ids = executor.submit(jobs)
   if experiment is not None:
     experiment.note_submission(executor, ids)
-  stopped = launchers.wait(executor, launchers.Progress(jobs, sys.stderr))
-  text, counts = launchers.states_table(jobs)
+  progress = launchers.Progress(jobs, sys.stderr, observe=executor.observe)
+  stopped = launchers.wait(executor, progress)
+  text, counts = launchers.states_table(jobs, executor.observe)
   print(f"\n{text}\n{_summary(counts)}")
   if set(counts) <= {"DONE"}:
     return 0

@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 
 import configs
 import launch
-from common import flags, hyper, launchers, runs
+from common import datasets, flags, hyper, launchers, runs
 
 _RESERVED_ARGS = ("workdir", "job_dir", "dataset")
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -
   """The command line without the program's name; returns the exit code, as launch.main."""
   try:
     return _main(list(argv), project_dir)
-  except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError) as e:
+  except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
 
@@ -60,8 +60,9 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
       raise flags.UsageError(f"--{name} is missing (see --help).")
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
-  dataset = launchers.resolve_dataset(values.dataset)
+  dataset = datasets.absolute(values.dataset)
   jobs = make_jobs(runs.find_runs(values.workdirs), dataset, args, project_dir, values.use_snapshot)
+  launchers.check_dataset(dataset, project_dir)
   if values.dry_run:
     print("\n".join(shlex.join(job.argv) for job in jobs))
     print(f"{len(jobs)} jobs. Dry run: nothing was written.")

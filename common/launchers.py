@@ -16,12 +16,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Optional, TextIO
+from typing import Any, Callable, Optional, TextIO
 
 import configs
-from common import hyper, runs
+from common import hyper, runs, supervise
 
 # A job is not over in these states.
 OPEN_STATES = ("PENDING", "RUNNING")
@@ -48,6 +49,8 @@ _SOURCE_SUFFIXES = (
 )  # fmt: skip
 _NOT_SOURCE = ("__pycache__", "env", "node_modules", "venv")
 _LARGE_SNAPSHOT_BYTES = 200_000_000
+
+_LAUNCHER_LOCK = "launcher.lock"
 
 
 class LaunchError(RuntimeError):
@@ -88,6 +91,10 @@ class Executor(abc.ABC):
   """
 
   name: str
+
+  def observe(self, job: Job) -> dict[str, Any]:
+    """A job's state record, with what this executor knows and could not record."""
+    return observe(job.folder)
 
   @abc.abstractmethod
   def options(self) -> dict[str, Any]:
@@ -134,7 +141,19 @@ class LocalExecutor(Executor):
     self._gpus = tuple(gpus)
     self._waiting: list[Job] = []
     self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    self._unrecorded: dict[str, dict[str, Any]] = {}
     self._stopping = False
+
+  def observe(self, job: Job) -> dict[str, Any]:
+    """A job's state record; where its end could not be recorded, its end."""
+    return {**observe(job.folder), **self._unrecorded.get(job.name, {})}
+
+  def _record(self, job: Job, state: str, reason: str) -> None:
+    try:
+      job.folder.write_state(state, reason=reason)
+    except OSError as e:  # A full disk is no reason to leave the other jobs alone.
+      self._unrecorded[job.name] = {"state": state, "reason": reason}
+      _warn(f"{job.name}: {state} ({reason}) could not be recorded: {e}")
 
   def options(self) -> dict[str, Any]:
     """How many jobs at once, and the GPUs."""
@@ -151,7 +170,7 @@ class LocalExecutor(Executor):
       code = process.poll()
       if code is not None:
         del self._running[slot]
-        _settle(job, code, asked=self._stopping)
+        self._settle(job, code)
     if not self._stopping:
       self._start_jobs()
     unfinished = {job.name: "RUNNING" for job, _ in self._running.values()}
@@ -165,13 +184,13 @@ class LocalExecutor(Executor):
     for job in list(self._waiting):
       if job.folder.cancel_file.exists():
         self._waiting.remove(job)
-        job.folder.write_state("CANCELLED", reason="cancelled before it started")
+        self._record(job, "CANCELLED", "cancelled before it started")
       elif job.after is not None and job.after.name in unfinished:
         continue
-      elif job.after is not None and observe(job.after.folder)["state"] != "DONE":
+      elif job.after is not None and self.observe(job.after)["state"] != "DONE":
         self._waiting.remove(job)
-        state = observe(job.after.folder)["state"]
-        job.folder.write_state("CANCELLED", reason=f"not started: {job.after.name} is {state}")
+        state = self.observe(job.after)["state"]
+        self._record(job, "CANCELLED", f"not started: {job.after.name} is {state}")
       elif len(self._running) < self._limit:
         self._waiting.remove(job)
         self._start(job)
@@ -180,20 +199,43 @@ class LocalExecutor(Executor):
     slot = next(i for i in range(self._limit) if i not in self._running)
     env = {**os.environ, **job.env, "PYTHONUNBUFFERED": "1"}
     env.pop("PYTHONSAFEPATH", None)  # `python -m` must find the source in the cwd.
-    env.setdefault("NTC_NUM_THREADS", str(self._num_threads()))
+    # For a first start: the supervisor keeps to the number that a run was started with.
+    env["NTC_NUM_THREADS"] = env.get("NTC_NUM_THREADS") or str(self._num_threads())
     if self._gpus:
       env["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-    job.folder.path.mkdir(parents=True, exist_ok=True)
-    with job.folder.log_file.open("ab") as log:
-      try:
+    try:
+      job.folder.path.mkdir(parents=True, exist_ok=True)
+      with job.folder.log_file.open("ab") as log:
         process = subprocess.Popen(
           job.supervised(), cwd=job.cwd, env=env, stdin=subprocess.DEVNULL,
           stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-      except OSError as e:
-        job.folder.write_state("FAILED", reason=f"could not start: {e}")
-        return
+    except OSError as e:
+      self._record(job, "FAILED", f"could not start: {e}")
+      return
     self._running[slot] = (job, process)
+
+  def _settle(self, job: Job, code: int) -> None:
+    """Records the end of a job whose supervisor ended without recording it."""
+    record = job.folder.read_state()
+    lost = code == supervise.EXIT_UNRECORDED
+    if record.get("state", "PENDING") not in (*OPEN_STATES, *(("DONE",) if lost else ())):
+      return
+    if is_alive(job.folder, record):
+      return
+    if lost:
+      self._record(job, "FAILED", "its end could not be recorded (see its log): is the disk full?")
+    elif code == runs.EXIT_RESUME and job.folder.cancel_file.exists():
+      self._record(job, "CANCELLED", "saved its state and stopped")
+    elif code == runs.EXIT_RESUME:
+      self._record(job, "REQUEUED", "saved its state and stopped")
+    elif code == -signal.SIGTERM and self._stopping:  # Python itself was still starting.
+      self._record(job, "REQUEUED", "stopped before it started")
+    elif code < 0:
+      name = signal.Signals(-code).name
+      self._record(job, "LOST", f"its supervisor was killed by {name}")
+    else:
+      self._record(job, "FAILED", f"its supervisor exited with {code} (see its log)")
 
   def _num_threads(self) -> int:
     """Threads for each job, so that together they use the machine's cores once."""
@@ -232,18 +274,9 @@ class LocalExecutor(Executor):
     return fates
 
 
-def _settle(job: Job, code: int, asked: bool) -> None:
-  """Records the end of a job whose supervisor ended without recording it."""
-  record = job.folder.read_state()
-  if record.get("state", "PENDING") not in OPEN_STATES or is_alive(job.folder, record):
-    return
-  if code == -signal.SIGTERM and asked:  # Python itself was still starting.
-    job.folder.write_state("REQUEUED", reason="stopped before it started")
-  elif code < 0:
-    name = signal.Signals(-code).name
-    job.folder.write_state("LOST", reason=f"its supervisor was killed by {name}")
-  else:
-    job.folder.write_state("FAILED", reason=f"its supervisor exited with {code}")
+def _warn(text: str) -> None:
+  with contextlib.suppress(OSError):  # Standard error may be a file on a full disk, too.
+    print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
 def num_cpus() -> int:
@@ -300,6 +333,14 @@ def observe(job: runs.RunDir) -> dict[str, Any]:
   return record
 
 
+def _observe_folder(job: Job) -> dict[str, Any]:
+  return observe(job.folder)
+
+
+# How the state of a job is found out: Executor.observe.
+ObserveJob = Callable[[Job], dict[str, Any]]
+
+
 # Experiments
 
 
@@ -323,6 +364,9 @@ class Experiment:
   ) -> "Experiment":
     """Makes the experiment's folder whole, or leaves nothing.
 
+    `experiment.json` comes last, and the launcher's lock is held until then: a folder with neither
+    is what a killed creation left, and is made anew.
+
     Args:
       experiments_dir: Where experiments live.
       units: The work units, all of one family and task.
@@ -336,18 +380,60 @@ class Experiment:
       LaunchError: There is an experiment of that id, or the snapshot lacks the task.
     """
     folder = pathlib.Path(experiments_dir).absolute()
-    if xid is None:
-      xid = runs.new_xid(folder)
-    else:
-      runs.RunDir.of(folder, xid, units[0])  # Checks the id.
-      folder.mkdir(parents=True, exist_ok=True)
-      try:
-        (folder / xid).mkdir()
-      except FileExistsError as e:
-        raise LaunchError(
-          f"There is an experiment {xid!r} in {folder} already. Choose another --xid; "
-          f"to go on with that one: ./launch.py rerun {xid}."
-        ) from e
+    try:
+      if xid is None:
+        xid = runs.new_xid(folder)
+      else:
+        runs.RunDir.of(folder, xid, units[0])  # Checks the id.
+        cls.check_free(folder / xid)
+        (folder / xid).mkdir(parents=True, exist_ok=True)
+      with runs.holding(folder / xid / _LAUNCHER_LOCK, f"The experiment {folder / xid}"):
+        cls.check_free(folder / xid, locked=True)
+        _clear_unfinished(folder / xid)
+        return cls._fill(folder, units, project_dir, args, xid, then_eval, facts)
+    except OSError as e:
+      raise LaunchError(f"Cannot make an experiment in {folder}: {e}.") from e
+
+  @staticmethod
+  def check_free(path: pathlib.Path, locked: bool = False) -> None:
+    """Whether an experiment can be made in the folder `path`: nothing would be lost.
+
+    Args:
+      path: `<experiments_dir>/<xid>`; it need not exist.
+      locked: The caller holds the launcher's lock.
+
+    Raises:
+      LaunchError: There is an experiment, one is being made, or something else.
+    """
+    if not path.exists():
+      return
+    if not path.is_dir():
+      raise LaunchError(f"{path} is a file: choose another --xid.")
+    if (path / "experiment.json").exists():
+      raise LaunchError(
+        f"There is an experiment {path.name!r} in {path.parent} already. Choose another --xid; "
+        f"to go on with that one: ./launch.py rerun {path.name}."
+      )
+    holder = None if locked else runs.lock_holder(path / _LAUNCHER_LOCK)
+    if holder is not None:
+      raise LaunchError(f"The experiment {path} is being made by {holder}: choose another --xid.")
+    kept = _not_of_a_creation(path)
+    if kept:
+      raise LaunchError(
+        f"{path} is no experiment of ./launch.py, and holds {kept[0]}: choose another --xid."
+      )
+
+  @classmethod
+  def _fill(
+    cls,
+    folder: pathlib.Path,
+    units: Sequence[hyper.WorkUnit],
+    project_dir: pathlib.Path,
+    args: Sequence[str],
+    xid: str,
+    then_eval: Optional[str],
+    facts: Optional[Mapping[str, Any]],
+  ) -> "Experiment":
     path = folder / xid
     try:
       commit = code_state(project_dir)
@@ -433,7 +519,10 @@ class Experiment:
   def note_submission(self, executor: Executor, ids: Mapping[str, str]) -> None:
     """Appends what was submitted, when and with which ids to `submitted.jsonl`."""
     record = {"time": time.time(), "executor": executor.name, **executor.options(), "ids": ids}
-    runs.append_jsonl(self.path / "submitted.jsonl", record)
+    try:
+      runs.append_jsonl(self.path / "submitted.jsonl", record)
+    except OSError as e:  # The jobs are on their way.
+      _warn(f"the submission could not be recorded: {e}")
 
   def ids(self) -> dict[str, str]:
     """The executor's newest id of each job, by the job's name."""
@@ -449,8 +538,41 @@ class Experiment:
     Raises:
       RunError: Another launcher does; the message names it.
     """
-    with runs.holding(self.path / "launcher.lock", f"The experiment {self.path}"):
+    with runs.holding(self.path / _LAUNCHER_LOCK, f"The experiment {self.path}"):
       yield
+
+
+def _not_of_a_creation(path: pathlib.Path) -> list[str]:
+  """What an experiment's folder holds beyond what an unfinished creation leaves, by name."""
+  found = []
+  for entry in sorted(path.iterdir()):
+    if entry.name.startswith("wid=") and entry.is_dir():
+      run = runs.RunDir(entry)
+      created = (run.work_unit_file.name, run.state_file.name)
+      found += [
+        f"{entry.name}/{file.name}"
+        for file in sorted(entry.iterdir())
+        if file.name not in created and not _is_temporary(file)
+      ]
+      if run.state_file.exists() and run.read_state().get("state") != "PENDING":
+        found.append(f"{entry.name} which was started")
+    elif entry.name not in (_LAUNCHER_LOCK, "source", "source.patch") and not _is_temporary(entry):
+      found.append(entry.name)
+  return found
+
+
+def _is_temporary(path: pathlib.Path) -> bool:
+  """Whether a file is what `runs.atomic_write` leaves when it is killed."""
+  return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _clear_unfinished(path: pathlib.Path) -> None:
+  """Removes what an unfinished creation left; its lock, which the caller holds, stays."""
+  for entry in path.iterdir():
+    if entry.is_dir() and not entry.is_symlink():
+      shutil.rmtree(entry)
+    elif entry.name != _LAUNCHER_LOCK:
+      entry.unlink()
 
 
 def find_experiment(name: str, experiments_dir: Optional[runs.PathLike] = None) -> Experiment:
@@ -496,16 +618,13 @@ def eval_job(
              source, env, after)  # fmt: skip
 
 
-def resolve_dataset(dataset: str) -> str:
-  """A data set as a job can find it from another folder: names stay, relative paths do not."""
-  if dataset in configs.DATASETS or (os.sep not in dataset and "*" not in dataset):
-    return dataset
-  return str(pathlib.Path(dataset).expanduser().absolute())
+def _site_environment() -> dict[str, str]:
+  return {variable: str(getattr(configs, name)) for variable, name in _SITE_VARIABLES.items()}
 
 
 def job_environment(commit: Mapping[str, Any]) -> dict[str, str]:
   """This site's folders and the source's commit, for jobs whose source is a snapshot elsewhere."""
-  env = {variable: str(getattr(configs, name)) for variable, name in _SITE_VARIABLES.items()}
+  env = _site_environment()
   env["NTC_COMMIT"] = commit["commit"] or ""
   env["NTC_DIRTY"] = {True: "1", False: "0", None: ""}[commit["dirty"]]
   return env
@@ -518,11 +637,56 @@ def prepare(jobs: Iterable[Job], afresh: bool = False) -> None:
     jobs: None of them may be running.
     afresh: They start from nothing, so the progress of earlier attempts is forgotten.
   """
-  forgotten = dict.fromkeys(("step", "num_steps", "detail") if afresh else ())
+  progress = ("step", "num_steps", "detail", "num_threads")
+  forgotten = dict.fromkeys(progress if afresh else ())
   for job in jobs:
     with contextlib.suppress(FileNotFoundError):
       job.folder.cancel_file.unlink()
     job.folder.write_state("PENDING", reason=None, **forgotten)
+
+
+# Checks that need the families' own code, and TensorFlow: in a process of their own
+
+
+def check_units(units: Sequence[hyper.WorkUnit], project_dir: pathlib.Path) -> str:
+  """Has the task's own entry point check work units; returns what it has to say.
+
+  Raises:
+    LaunchError: A work unit cannot run.
+  """
+  main = f"{units[0].family}.{units[0].task}"
+  with tempfile.TemporaryDirectory(prefix="ntc-check-") as folder:
+    file = pathlib.Path(folder) / "units.json"
+    runs.write_json(file, [unit.to_json() for unit in units])
+    return _check(project_dir, main, f"--check_units={file}")
+
+
+def check_dataset(dataset: str, project_dir: pathlib.Path) -> None:
+  """Has common/data.py find a data set's pictures.
+
+  Raises:
+    LaunchError: There are none.
+  """
+  _check(project_dir, "common.data", "check", dataset)
+
+
+def _check(project_dir: pathlib.Path, module: str, *args: str) -> str:
+  # The GPUs are the jobs'.
+  env = {**os.environ, **_site_environment(), "CUDA_VISIBLE_DEVICES": "-1"}
+  env.pop("PYTHONSAFEPATH", None)  # As for jobs.
+  done = subprocess.run(
+    [sys.executable, "-m", module, *args], cwd=project_dir, env=env, stdin=subprocess.DEVNULL,
+    capture_output=True, text=True, errors="replace", check=False,
+  )  # fmt: skip
+  if done.returncode == 0:
+    return done.stdout.strip()
+  lines = [line for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
+  said = [line[len("Error: ") :] for line in lines if line.startswith("Error: ")]
+  if done.returncode == 2 and said:
+    raise LaunchError(said[-1])
+  raise LaunchError(
+    f"python -m {module} {args[0].split('=')[0]} ended with {done.returncode}: {lines[-1].strip()}"
+  )
 
 
 # Source
@@ -631,8 +795,18 @@ class Progress:
   Reads `step`, `num_steps` and `detail` of each job's state record.
   """
 
-  def __init__(self, jobs: Sequence[Job], stream: TextIO, interval: float = 30.0):
-    """Args: the jobs; where to write; seconds between lines where `stream` is no terminal."""
+  def __init__(
+    self,
+    jobs: Sequence[Job],
+    stream: TextIO,
+    interval: float = 30.0,
+    observe: Optional[ObserveJob] = None,
+  ):
+    """Without an executor's `observe`, what the jobs' folders say counts.
+
+    Args: the jobs; where to write; seconds between lines where `stream` is no terminal.
+    """
+    self._observe = observe or _observe_folder
     self._jobs = {job.name: job for job in jobs}
     self._stream = stream
     self._interval = interval
@@ -657,7 +831,7 @@ class Progress:
     for name in [name for name in self._jobs if name in self._open and name not in unfinished]:
       self._open.remove(name)
       self._close_bar(name)
-      record = observe(self._jobs[name].folder)
+      record = self._observe(self._jobs[name])
       if record["state"] not in OPEN_STATES:
         self._say(f"{name}: {_brief(record)}")
       if self._overall is not None:
@@ -701,7 +875,7 @@ class Progress:
       self._bars.pop(name).close()
 
   def _say(self, line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # Whoever read along has gone; the jobs go on.
+    with contextlib.suppress(OSError):  # Whoever read along has gone; the jobs go on.
       if self._overall is not None:
         self._tqdm.write(line, file=self._stream)
       else:
@@ -763,12 +937,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   )
 
 
-def states_table(jobs: Sequence[Job]) -> tuple[str, dict[str, int]]:
+def states_table(
+  jobs: Sequence[Job], observe: Optional[ObserveJob] = None
+) -> tuple[str, dict[str, int]]:
   """Every job's state, progress, reason and log as a table, and how many jobs are in each state."""
   rows = []
   counts: dict[str, int] = {}
   for job in jobs:
-    record = observe(job.folder)
+    record = (observe or _observe_folder)(job)
     counts[record["state"]] = counts.get(record["state"], 0) + 1
     why = record.get("reason") or (record.get("detail", "") if record["state"] == "RUNNING" else "")
     log = str(job.folder.log_file) if job.folder.log_file.exists() else ""

@@ -12,6 +12,9 @@ The task's output is appended to DIR/log.txt. DIR/state.json says at the end:
     anything else                               FAILED, with why      the task's, or 128 + signal
 
 SIGTERM and SIGINT reach the task as SIGTERM, SIGUSR2 as itself; SIGQUIT kills the task at once.
+Where the disk is full, an end that cannot be recorded is 74 (EXIT_UNRECORDED) instead of a FAILED.
+A run keeps to the number of threads (NTC_NUM_THREADS) that it was first started with, for another
+number sums in another order and would end with other weights.
 Whether and when a REQUEUED job starts again is the caller's business. A job whose folder holds a
 `cancel` file is recorded CANCELLED where it would have been REQUEUED, and is not started; one
 that is DONE is not started again. The task finds NTC_SUPERVISED=1 in its environment.
@@ -33,6 +36,9 @@ from types import FrameType
 from typing import Any, Callable, Optional
 
 from common import runs
+
+# The task failed, and so did recording that.
+EXIT_UNRECORDED = 74
 
 LOG_TAIL_LINES = 50
 _LOG_TAIL_BYTES = 1 << 20
@@ -58,9 +64,14 @@ def supervise(job: runs.RunDir, argv: Sequence[str]) -> int:
       raise runs.RunError(f"The run {job.path} is in use by {holder}. Wait for it or stop it.")
     with runs.holding(job.supervisor_lock_file, f"The job {job.path}"):
       return _Supervisor(job, argv).run()
-  except runs.RunError as e:
-    print(f"[supervise] not started: {e}", file=sys.stderr)
+  except (runs.RunError, OSError) as e:  # Once the task runs, nothing here raises OSError.
+    _say(f"not started: {e}")
     return 1
+
+
+def _say(text: str) -> None:
+  with contextlib.suppress(OSError):  # Standard error is a file, too, and the disk may be full.
+    print(f"[supervise] {text}", file=sys.stderr, flush=True)
 
 
 class _Supervisor:
@@ -80,12 +91,17 @@ class _Supervisor:
     if before.get("state") == "DONE":  # A requeue that came too late.
       return 0
     attempt = int(before.get("attempt", 0)) + 1
+    env = {**os.environ, "NTC_SUPERVISED": "1"}
+    threads = before.get("num_threads") or env.get("NTC_NUM_THREADS", "")
+    if threads:
+      env["NTC_NUM_THREADS"] = threads
     self.job.write_state(
       "RUNNING",
       attempt=attempt,
       supervisor_pid=os.getpid(),
       host=socket.gethostname(),
       started=time.time(),
+      num_threads=threads if threads.isdigit() else None,  # A mistake must not stay.
       **dict.fromkeys(("pid", "ended", "exit_code", "signal", "traceback", "log_tail", "reason")),
     )
     if (
@@ -102,7 +118,7 @@ class _Supervisor:
       try:
         self.task = subprocess.Popen(
           self.argv,
-          env={**os.environ, "NTC_SUPERVISED": "1"},
+          env=env,
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=log,
@@ -110,8 +126,8 @@ class _Supervisor:
           preexec_fn=_die_with(os.getpid()),
         )
       except OSError as e:
-        self._record("FAILED", f"could not start: {e}", exit_code=127)
-        return 127
+        recorded = self._record("FAILED", f"could not start: {e}", exit_code=127)
+        return 127 if recorded else EXIT_UNRECORDED
     for missed in self.sent:
       self._send(missed)
     return self._finish(self.task.wait(), start)
@@ -167,14 +183,21 @@ class _Supervisor:
       facts["exit_code"] = code
     if code > 0 and own.get("state") != "DONE":
       reason += f": {_why(own, trace, text)}"
-    self._record("FAILED", reason, **facts)
+    if not self._record("FAILED", reason, **facts):
+      return EXIT_UNRECORDED
     return 128 - code if code < 0 else code or 1
 
-  def _record(self, state: str, reason: Optional[str] = None, **facts: Any) -> None:
-    self.job.write_state(state, ended=time.time(), reason=reason, **facts)
+  def _record(self, state: str, reason: Optional[str] = None, **facts: Any) -> bool:
+    """Records an end; False, with a warning in the log, where that cannot be written."""
+    try:
+      self.job.write_state(state, ended=time.time(), reason=reason, **facts)
+    except OSError as e:
+      _say(f"warning: {state} ({reason}) could not be recorded: {e}")
+      return False
     if reason is not None:
       with contextlib.suppress(OSError), self.job.log_file.open("ab") as log:
         log.write(f"[supervise] {state}: {reason}\n".encode())
+    return True
 
 
 def _die_with(parent: int) -> Optional[Callable[[], None]]:

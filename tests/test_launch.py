@@ -1,21 +1,24 @@
 """Launching, with a family that needs no TensorFlow: sweep to records, failures, stops, reruns."""
 
+import errno
 import json
 import os
 import pathlib
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
 
 import configs
 import launch
 import launch_eval
-from common import hyper, launchers, runs
+from common import hyper, launchers, runs, supervise
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -46,6 +49,17 @@ TRAIN = """
 import json, os, pathlib, signal, sys, time
 from common import runs
 
+if sys.argv[1].startswith("--check_units="):
+  print("checked")
+  for record in json.loads(pathlib.Path(sys.argv[1].split("=", 1)[1]).read_text()):
+    config = record["config"]
+    if config["mode"] == "bad" and config["seed"] == 1:
+      print("TensorFlow has much to say")
+      sys.stderr.write("noise\\nError: wid %d: mode 'bad' is none\\n" % record["wid"])
+      sys.exit(2)
+    if config["mode"] == "crash":
+      raise KeyError("no such thing")
+  sys.exit(0)
 run = runs.RunDir.open(sys.argv[sys.argv.index("--workdir") + 1])
 unit = run.read_work_unit()
 config = unit.config
@@ -169,6 +183,8 @@ def test_dry_run_shows_the_settings_and_writes_nothing(command, project, tmp_pat
   assert "rd_lambda=0.01-seed=1" in command.out
   assert "num_steps=9" in command.out
   assert "4 settings" in command.out
+  assert command.launch("--dry_run", "--config.mode=bad") == 0  # No other process is started.
+  assert "values are checked at launch" in command.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +202,9 @@ def test_dry_run_shows_the_settings_and_writes_nothing(command, project, tmp_pat
     (["--args=it's"], ["quotation"]),
     (["--args=--experiments_dir elsewhere"], ["elsewhere"]),
     (["stray"], ["stray"]),
+    (["--then_eval=kodac"], ["kodac", "kodak"]),
+    (["--config.mode=bad"], ["wid 1: mode 'bad' is none"]),
+    (["--config.mode=crash"], ["fake.train", "no such thing"]),
   ],
 )
 def test_mistakes_are_one_line_and_come_before_any_side_effect(command, tmp_path, argv, says):
@@ -277,6 +296,27 @@ def test_sweep_of_4_with_2_jobs_is_all_done(command, project, monkeypatch):
   assert gpus == {"4", "7"}
 
 
+def test_rerun_keeps_to_the_number_of_threads_of_the_first_start(command, tmp_path, monkeypatch):
+  """Another number sums in another order: the resumed run would end with other weights."""
+  monkeypatch.setattr(launchers, "num_cpus", lambda: 8)
+
+  def threads(xid):
+    facts = json.loads((command.run(xid, 1).path / "facts.json").read_text())
+    return facts["env"]["NTC_NUM_THREADS"]
+
+  for xid, own, first in (("a", None, "4"), ("b", "3", "3")):
+    needed = tmp_path / f"needed by {xid}"
+    monkeypatch.delenv("NTC_NUM_THREADS", raising=False)
+    if own:
+      monkeypatch.setenv("NTC_NUM_THREADS", own)
+    assert command.launch_two(f"--xid={xid}", f"--config.needs={needed}") == 1
+    assert threads(xid) == first
+    monkeypatch.setenv("NTC_NUM_THREADS", "5")
+    needed.touch()
+    assert command("rerun", xid, "--jobs=1") == 0
+    assert threads(xid) == first
+
+
 def test_an_experiment_is_not_launched_twice(command):
   assert command.launch_two("--xid=x") == 0
   before = tree(command.experiments)
@@ -331,10 +371,10 @@ def test_exit_0_without_end_mark_is_not_success(command):
 
 def test_then_eval_follows_each_training(command, tmp_path):
   needed = tmp_path / "needed"
-  assert command.launch_two("--xid=x", "--then_eval=kodak", f"--config.needs={needed}") == 1
+  assert command.launch_two("--xid=x", "--then_eval=sample", f"--config.needs={needed}") == 1
   assert command.states("x") == ["DONE", "FAILED", "DONE", "CANCELLED"]
   trained = json.loads((command.run("x", 0).path / "facts.json").read_text())
-  evaluated = json.loads((command.run("x", 0).path / "eval-kodak" / "facts.json").read_text())
+  evaluated = json.loads((command.run("x", 0).path / "eval-sample" / "facts.json").read_text())
   assert evaluated["time"] > trained["time"]
   assert evaluated["cwd"] == trained["cwd"]
   needed.touch()
@@ -440,6 +480,142 @@ def test_second_ctrl_c_kills_tasks_that_do_not_listen(command, tmp_path):
   out, _ = process.communicate(timeout=20)
   assert "killed by SIGKILL, as asked" in out
   assert command.states("x")[:2] == ["FAILED", "FAILED"]
+
+
+# A full disk
+
+
+def full_disk(monkeypatch, state):
+  write = runs.RunDir.write_state
+
+  def write_state(run, given, **facts):
+    if given == state:
+      raise OSError(errno.ENOSPC, "No space left on device", str(run.state_file))
+    write(run, given, **facts)
+
+  monkeypatch.setattr(runs.RunDir, "write_state", write_state)
+
+
+def test_launcher_goes_on_where_an_end_cannot_be_recorded(command, tmp_path, monkeypatch):
+  """The supervisors of wid 0 and 1 die without a word, and the launcher cannot write either."""
+  package = command.project / "common" / "supervise.py"
+  dies = "\nif 'wid=0' in ' '.join(sys.argv) or 'wid=1' in ' '.join(sys.argv): os._exit(3)\n"
+  text = package.read_text()
+  package.write_text(text.replace("\nLOG_TAIL_LINES", dies + "LOG_TAIL_LINES"))
+  full_disk(monkeypatch, "FAILED")
+  assert command.launch("--xid=x") == 1
+  assert "2 DONE, 2 FAILED" in command.out
+  assert "Warning: " in command.err
+  assert "No space left" in command.err
+  assert "wid=0-rd_lambda=0.08-seed=0: FAILED (its supervisor exited with 3" in command.err
+
+
+def test_a_done_that_the_supervisor_disowned_is_not_shown(tmp_path, monkeypatch, capsys):
+  job = launchers.Job("a", (), runs.RunDir(tmp_path), tmp_path, {})
+  job.folder.write_state("DONE")
+  full_disk(monkeypatch, "FAILED")
+  executor = launchers.LocalExecutor()
+  executor._settle(job, 1)
+  assert executor.observe(job)["state"] == "DONE"
+  executor._settle(job, supervise.EXIT_UNRECORDED)
+  text, counts = launchers.states_table([job], executor.observe)
+  assert counts == {"FAILED": 1}
+  assert "could not be recorded" in text
+  assert "Warning: a: FAILED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cancelled", "state"), [(False, "REQUEUED"), (True, "CANCELLED")])
+def test_a_stop_that_the_supervisor_could_not_record(tmp_path, cancelled, state):
+  job = launchers.Job("a", (), runs.RunDir(tmp_path), tmp_path, {})
+  job.folder.write_state("RUNNING", pid=dead_pid())
+  if cancelled:
+    job.folder.cancel_file.touch()
+  launchers.LocalExecutor()._settle(job, runs.EXIT_RESUME)
+  assert job.folder.read_state()["state"] == state
+
+
+def test_submission_that_cannot_be_noted_stops_nothing(command, monkeypatch):
+  def append(path, record):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(runs, "append_jsonl", append)
+  assert command.launch_two("--xid=x") == 0
+  assert "Warning: the submission" in command.err
+
+
+# Folders that cannot be made, and creations that were killed
+
+
+@pytest.mark.parametrize("more", [[], ["--xid=x"]])
+def test_experiments_dir_that_cannot_be_made_is_one_line(command, tmp_path, more):
+  (tmp_path / "file").touch()
+  command.experiments = tmp_path / "file" / "x"
+  assert command.launch_two(*more) == 2
+  assert command.err.startswith("Error: ")
+  assert command.err.count("\n") == 1
+  assert "Cannot make an experiment in" in command.err
+  assert "Not a directory" in command.err
+
+
+KILLED = """
+import os, signal, sys
+import launch
+from common import runs
+write = runs.write_json
+def write_json(path, value):
+  if path.name == sys.argv[1]:
+    os.kill(os.getpid(), signal.SIGKILL)
+  write(path, value)
+runs.write_json = write_json
+launch.main(sys.argv[2:])
+"""
+
+
+def kill_creation(command, at):
+  argv = ["--main=fake.train", f"--config={command.config}", "--xid=x"]
+  argv.append(f"--experiments_dir={command.experiments}")
+  script = [sys.executable, "-c", KILLED, at, *argv]
+  done = subprocess.run(script, cwd=command.project, capture_output=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("at", ["state.json", "experiment.json"])
+def test_killed_creation_is_made_anew(command, at):
+  kill_creation(command, at)
+  stale = command.experiments / "x" / "source" / "stale.py"
+  stale.touch()
+  assert not (command.experiments / "x" / "experiment.json").exists()
+  assert command.launch_two("--xid=x") == 0
+  assert command.states("x") == ["DONE"] * 2
+  assert len(list((command.experiments / "x").glob("wid=*"))) == 2
+  assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+  "what", ["checkpoints/step-1", "lock", "state", "notes.txt", "being made", "file"]
+)
+def test_what_is_no_unfinished_creation_is_not_touched(command, what):
+  path = command.experiments / "x"
+  run = runs.RunDir(path / "wid=0-by hand")
+  runs.write_json(run.work_unit_file, {})
+  run.write_state("RUNNING" if what == "state" else "PENDING")
+  if what == "notes.txt":
+    (path / what).touch()
+  elif what == "file":
+    shutil.rmtree(path)
+    path.touch()
+  elif what not in ("state", "being made"):
+    (run.path / what).mkdir(parents=True)
+  before = tree(command.experiments)
+  if what == "being made":
+    with runs.holding(path / "launcher.lock", "it"):
+      assert command.launch_two("--xid=x") == 2
+    assert "being made by process" in command.err
+    (path / "launcher.lock").unlink()
+  else:
+    assert command.launch_two("--xid=x") == 2
+    assert "choose another --xid" in command.err
+  assert tree(command.experiments) == before
 
 
 # States
@@ -561,7 +737,7 @@ def evaluate(command, capsys, *argv):
 def test_launch_eval_evaluates_each_run_beside_its_training_state(command, capsys, tmp_path):
   command.launch_two("--xid=x", f"--config.needs={tmp_path / 'needed'}")
   before = [command.run("x", wid).read_state() for wid in range(2)]
-  argv = [f"--workdirs={command.experiments}/x/wid=*", "--dataset=kodak", "--jobs=2"]
+  argv = [f"--workdirs={command.experiments}/x/wid=*", "--dataset=sample", "--jobs=2"]
   files = tree(tmp_path)
   code, out, _ = evaluate(command, capsys, *argv, "--dry_run")
   assert (code, out.count("fake.eval")) == (0, 2)
@@ -570,14 +746,78 @@ def test_launch_eval_evaluates_each_run_beside_its_training_state(command, capsy
   assert code == 1
   assert "1 DONE, 1 FAILED" in out
   assert [command.run("x", wid).read_state() for wid in range(2)] == before
-  job = command.run("x", 0).path / "eval-kodak"
+  job = command.run("x", 0).path / "eval-sample"
   facts = json.loads((job / "facts.json").read_text())
   assert facts["cwd"] == str(command.project)
   assert facts["argv"][-2:] == ["--skip_existing", "a b"]
-  assert "no checkpoint" in (command.run("x", 1).path / "eval-kodak" / "log.txt").read_text()
+  assert "no checkpoint" in (command.run("x", 1).path / "eval-sample" / "log.txt").read_text()
   code, _, _ = evaluate(command, capsys, *argv, "--use_snapshot")
   facts = json.loads((job / "facts.json").read_text())
   assert facts["cwd"] == str(command.experiments / "x" / "source")
+
+
+@pytest.mark.parametrize(
+  ("dataset", "args"),
+  [("photos", "--results_dir=out --save_dir ~/s"), ("img?.png", "--save_dir=s --results_dir out")],
+)
+def test_launch_eval_finds_what_is_relative_to_the_users_folder(
+  command, capsys, tmp_path, monkeypatch, dataset, args
+):
+  command.launch_two("--xid=x")
+  here = tmp_path / "here"
+  (here / "photos").mkdir(parents=True)
+  for path in (here / "photos" / "a.png", here / "img1.png"):
+    path.write_bytes(png())
+  monkeypatch.chdir(here)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  argv = [f"--workdirs={command.experiments}/x", f"--dataset={dataset}", f"--args={args}"]
+  code, _, err = evaluate(command, capsys, *argv)
+  assert code == 0, err
+  facts = json.loads(next(command.run("x", 0).path.glob("eval-*/facts.json")).read_text())
+  given = " ".join(facts["argv"])
+  assert f"--dataset {here / dataset} " in given
+  assert str(here / "out") in given
+  assert str(tmp_path / "s" if "~" in args else here / "s") in given
+
+
+def png():
+  header = b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+  pixels = b"IDAT" + zlib.compress(b"\0\1\2\3")
+  parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c))
+           for c in (header, pixels, b"IEND"))  # fmt: skip
+  return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_folders_in_args_are_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = "--results_dir=a -save_dir 'b c' --experiments_dir /d --other e --save_dir"
+  assert launch.split_args(text, []) == [
+    f"--results_dir={tmp_path / 'a'}", "-save_dir", str(tmp_path / "b c"),
+    "--experiments_dir", "/d", "--other", "e", "--save_dir",
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_launch_eval_refuses_an_unknown_dataset_before_anything_is_written(
+  command, capsys, tmp_path, more
+):
+  command.launch_two("--xid=x")
+  before = tree(tmp_path)
+  argv = [f"--workdirs={command.experiments}/x", "--dataset=kodac", *more]
+  code, out, err = evaluate(command, capsys, *argv)
+  assert (code, out, err.count("\n")) == (2, "", 1)
+  assert "kodac" in err
+  assert "kodak" in err
+  assert tree(tmp_path) == before
+
+
+def test_launch_eval_that_cannot_write_is_one_line(command, capsys):
+  command.launch_two("--xid=x")
+  (command.run("x", 0).path / "eval-sample").touch()
+  argv = [f"--workdirs={command.experiments}/x/wid=0-*", "--dataset=sample"]
+  code, _, err = evaluate(command, capsys, *argv)
+  assert (code, err.count("\n")) == (2, 1)
+  assert "eval-sample" in err
 
 
 def test_launch_eval_mistakes(command, capsys):

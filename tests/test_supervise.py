@@ -109,6 +109,51 @@ def test_task_knows_that_it_is_supervised(folder):
   assert run(folder, task(code))[1]["detail"] == "1"
 
 
+def test_number_of_threads_of_the_first_start_is_kept(folder, monkeypatch):
+  code = "run.write_state('DONE', detail=os.environ.get('NTC_NUM_THREADS'))"
+  seen = []
+  for threads in ("many", "3", "5", None):
+    monkeypatch.delenv("NTC_NUM_THREADS", raising=False)
+    if threads:
+      monkeypatch.setenv("NTC_NUM_THREADS", threads)
+    seen.append(run(folder, task(code))[1]["detail"])
+    runs.RunDir(folder).write_state("PENDING")
+  assert seen == ["many", "3", "3", "3"]
+
+
+FULL_DISK = """
+import os, sys
+sys.path.insert(0, {root!r})
+from common import runs, supervise
+def write_state(run, state, **facts):
+  if state in {states}:
+    raise OSError(28, "No space left on device")
+  write(run, state, **facts)
+write, runs.RunDir.write_state = runs.RunDir.write_state, write_state
+sys.exit(supervise.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+  ("states", "code", "exit_code", "state"),
+  [
+    (["FAILED"], "sys.exit(3)", supervise.EXIT_UNRECORDED, "RUNNING"),
+    (["FAILED"], "run.write_state('DONE'); sys.exit(3)", supervise.EXIT_UNRECORDED, "DONE"),
+    (["FAILED"], "run.write_state('DONE')", 0, "DONE"),
+    (["REQUEUED"], "sys.exit(75)", 75, "RUNNING"),
+    (["RUNNING"], "run.write_state('DONE')", 1, None),
+  ],
+)
+def test_full_disk_does_not_crash_the_supervisor(folder, capfd, states, code, exit_code, state):
+  script = FULL_DISK.format(root=str(ROOT), states=states)
+  command = [sys.executable, "-c", script, "--job_dir", str(folder), "--", *task(code)(folder)]
+  assert subprocess.run(command, cwd=ROOT).returncode == exit_code
+  assert runs.RunDir(folder).read_state().get("state") == state
+  err = capfd.readouterr().err
+  assert "Traceback" not in err
+  assert ("No space left" in err) == (exit_code != 0)
+
+
 def test_nonzero_exit_after_the_end_mark_is_failed(folder):
   code, state = run(folder, task("run.write_state('DONE'); sys.exit(4)"))
   assert code == 4
