@@ -69,7 +69,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
       run.create(unit, run.path.parent.name)  # Says so if another config lies there.
       print(f"{run.path} is DONE already. For another run choose another --xid.")
       return 0
-    set_up_process()
+    set_up_process(run)
     check(unit)
     if run is None:
       run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
@@ -142,12 +142,17 @@ def _end(run: runs.RunDir, state: str, **facts: Any) -> None:
     _LOG.error("The state %s could not be written: %s", state, e)
 
 
-def set_up_process() -> None:
-  """Threads as the launcher wants them (NTC_NUM_THREADS), and quiet TensorFlow logs."""
+def set_up_process(run: Optional[runs.RunDir] = None) -> None:
+  """TensorFlow's threads, quiet logs, GPU memory as it is needed.
+
+  NTC_NUM_THREADS threads, else as many as the run's first start had under a launcher: another
+  number sums in another order, and a resumed run should end with the weights of an unbroken one.
+  """
   import tensorflow as tf
 
   tf.get_logger().setLevel("ERROR")
-  threads = os.environ.get("NTC_NUM_THREADS")
+  recorded = run.read_state().get("num_threads", "") if run is not None else ""
+  threads = os.environ.get("NTC_NUM_THREADS") or str(recorded or "")
   if threads:
     if not threads.isdigit() or int(threads) < 1:
       raise flags.UsageError(f"NTC_NUM_THREADS={threads!r} must be a whole number of 1 or more.")
@@ -334,7 +339,7 @@ def _evaluate(values: absl_flags.FlagValues, run: runs.RunDir, evaluate: Callabl
       _end(job_dir, "FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
     return 1
   if job_dir is not None:
-    job_dir.write_state("DONE", result=str(path))
+    _end(job_dir, "DONE", result=str(path))
   print(path)
   return 0
 
