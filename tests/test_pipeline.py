@@ -26,8 +26,7 @@ def test_from_config_to_report(pictures, tmp_path):
     "NTC_RESULTS_DIR": str(tmp_path / "json results"),
     "NTC_REPORTS_DIR": str(tmp_path / "reports"),
   }
-  config = tiny_arguments(pictures, "")
-  config = [a for i, a in enumerate(config) if "experiments_dir" not in (a, config[i - 1][2:])]
+  config = tiny_arguments(pictures, tmp_path / "train_xms")
   _run(environment, "launch.py", "--main=factorized.train", *config, "--jobs=2", "--xid=sweep")
   experiment = tmp_path / "train_xms" / "sweep"
   found = runs.find_runs(str(experiment / "wid=*"))
