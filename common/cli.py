@@ -162,13 +162,24 @@ def set_up_process(run: Optional[runs.RunDir] = None) -> None:
     tf.config.experimental.set_memory_growth(gpu, True)
 
 
+class _AboveProgress(logging.StreamHandler):
+  """Writes to standard error, above a progress bar that may be there."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """See `logging.Handler`."""
+    from tqdm import tqdm
+
+    tqdm.write(self.format(record), file=self.stream)
+    self.flush()
+
+
 @contextlib.contextmanager
 def logging_to(run: Optional[runs.RunDir] = None) -> Iterator[None]:
   """Logs to standard error and, outside of a supervisor, to the run's log file."""
   root = logging.getLogger()
   before, level = list(root.handlers), root.level
   form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
-  handlers: list[logging.Handler] = [logging.StreamHandler()]
+  handlers: list[logging.Handler] = [_AboveProgress()]
   # Under a supervisor standard error is the log file already.
   if run is not None and not os.environ.get("NTC_SUPERVISED"):
     handlers.append(logging.FileHandler(run.log_file))
