@@ -39,9 +39,24 @@ import tensorflow as tf
 KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]], np.ndarray]]
 Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
 
+_LEAK = 0.2  # The slope below zero, tf.nn.leaky_relu's default.
+
+
+@tf.custom_gradient
+def _leaky_relu(x: tf.Tensor):
+  """tf.nn.leaky_relu; its gradient reads the output, so that the input need not be kept."""
+  y = tf.nn.leaky_relu(x, _LEAK)
+
+  def grad(dy: tf.Tensor):
+    return tf.raw_ops.LeakyReluGrad(gradients=dy, features=y, alpha=_LEAK)
+
+  return y, grad
+
+
 _ACTIVATIONS = {
+  "leaky_relu": _leaky_relu,
   "relu": tf.nn.relu,
-  "leaky_relu": tf.nn.leaky_relu,
+  "sigmoid": tf.nn.sigmoid,
 }
 
 
@@ -82,6 +97,15 @@ def default_origin(kernel_size: int, stride: int) -> int:
       "has no natural middle: give its `origin`."
     )
   return (kernel_size - stride + 1) // 2
+
+
+def same_origin(kernel_size: int, stride: int) -> int:
+  """The tap that meets the first sample in Keras's and TensorFlow's SAME padding.
+
+  For sizes that are multiples of the stride. It lets a kernel reach as far beyond one end of its
+  block of `stride` samples as beyond the other, or one further at the end.
+  """
+  return max(kernel_size - stride, 0) // 2
 
 
 class Layer(tf.Module):
@@ -460,3 +484,95 @@ class GDN(Layer):
   def elementwise(self, height: int, width: int) -> int:
     """One addition of beta and one division (or product) for each value."""
     return 2 * height * width * self.in_channels
+
+
+class Pointwise(Layer):
+  """An activation function as a layer, for where it does not go with a convolution."""
+
+  def __init__(self, channels: int, activation: Activation, name: Optional[str] = None):
+    """Makes the layer for `channels`; see `Conv2D` for `activation`."""
+    super().__init__(name=name)
+    self.in_channels = self.out_channels = channels
+    self.activation = _activation(activation)
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    """x: [B,H,W,channels]. Returns the same shape."""
+    return x if self.activation is None else self.activation(x)
+
+
+def make_activation(
+  activation_type: Activation, channels: int, name: Optional[str] = None
+) -> Layer:
+  """The layer that `activation_type` names: "gdn", "igdn", or an activation of `Conv2D`.
+
+  Raises:
+    ValueError: no activation has that name; the message lists those that exist.
+  """
+  if activation_type in ("gdn", "igdn"):
+    return GDN(channels, inverse=activation_type == "igdn", name=name)
+  if isinstance(activation_type, str) and activation_type not in _ACTIVATIONS:
+    raise ValueError(
+      f"Unknown activation_type {activation_type!r}. Known: gdn, igdn, "
+      f"{', '.join(sorted(_ACTIVATIONS))}."
+    )
+  return Pointwise(channels, activation_type, name=name)
+
+
+class Sequential(Layer):
+  """Layers one after the other, itself a layer.
+
+  Attributes:
+    layers: the layers in order.
+    in_channels, out_channels: channels of the first layer's input and the last one's output.
+  """
+
+  def __init__(self, layers: Sequence[Layer], name: Optional[str] = None):
+    super().__init__(name=name)
+    for first, second in zip(layers, layers[1:]):
+      if first.out_channels != second.in_channels:
+        raise ValueError(
+          f"{type(first).__name__} gives {first.out_channels} channels; "
+          f"{type(second).__name__} after it takes {second.in_channels}."
+        )
+    self.layers = list(layers)
+    self.in_channels = layers[0].in_channels
+    self.out_channels = layers[-1].out_channels
+    self.downsample = math.prod(layer.downsample for layer in layers)
+    self.upsample = math.prod(layer.upsample for layer in layers)
+
+  @property
+  def downsample_factor(self) -> int:
+    """How many input samples, in each direction, make one output sample."""
+    return self.downsample
+
+  @property
+  def upsample_factor(self) -> int:
+    """How many output samples, in each direction, one input sample makes."""
+    return self.upsample
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    """x: [B,H,W,in_channels] float32. Returns [B,H',W',out_channels] float32."""
+    for layer in self.layers:
+      x = layer(x)
+    return x
+
+  def macs(self, height: int, width: int) -> int:
+    """The sum over the layers."""
+    return self._sum(lambda layer, h, w: layer.macs(h, w), height, width)
+
+  def elementwise(self, height: int, width: int) -> int:
+    """The sum over the layers."""
+    return self._sum(lambda layer, h, w: layer.elementwise(h, w), height, width)
+
+  def output_size(self, height: int, width: int):
+    """The size after the last layer."""
+    for layer in self.layers:
+      height, width = layer.output_size(height, width)
+    return height, width
+
+  def _sum(self, count: Callable[[Layer, int, int], int], height: int, width: int) -> int:
+    total = 0
+    for layer in self.layers:
+      total += count(layer, height, width)
+      height, width = layer.output_size(height, width)
+    return total

@@ -16,18 +16,40 @@ themselves). To add one, write a class whose constructor lists its layers, and d
 
 Images enter analysis transforms as x / 255 - 0.5, and synthesis transforms return such images; the
 conversion is up to the caller.
+
+Sizes: an analysis transform takes images of any size, and its outputs are those of the image with
+zeros after its end; codecs pad to multiples of `downsample_factor` first. Channels that a
+transform takes are its argument `in_channels`, those that it gives `output_channels`.
+
+Here are the deep stacks and the hyperprior's; `transforms_elic` has ELIC's, `transforms_shallow`
+the shallow decoders of Yang and Mandt 2023 ("shallow-ntc", arXiv 2304.06244), whose published
+variants of all of these are what the FLOPs in tests/test_profiling.py come from.
 """
 
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
-import tensorflow as tf
-
-from common.layers import GDN, Conv2D, Conv2DTranspose, KernelInitializer, Layer
+from common.layers import (
+  GDN,
+  Activation,
+  Conv2D,
+  Conv2DTranspose,
+  KernelInitializer,
+  Layer,
+  Sequential,
+  make_activation,
+  same_origin,
+)
+from common.transforms_elic import ElicAnalysis, ElicSynthesis
+from common.transforms_shallow import (
+  JPEGLikeHyperSynthesis,
+  JPEGLikeSynthesis,
+  TwoLayerResSynthesis,
+  TwoLayerSynthesis,
+)
 
 KernelInitializers = Optional[Sequence[KernelInitializer]]
 
@@ -85,66 +107,6 @@ def _per_layer(initializers: KernelInitializers, num_layers: int) -> list[Kernel
       f"{num_layers} convolutions (None keeps a layer's default)."
     )
   return list(initializers)
-
-
-class Sequential(Layer):
-  """Layers one after the other, itself a layer.
-
-  Attributes:
-    layers: the layers in order.
-    in_channels, out_channels: channels of the first layer's input and the last one's output.
-  """
-
-  def __init__(self, layers: Sequence[Layer], name: Optional[str] = None):
-    super().__init__(name=name)
-    for first, second in zip(layers, layers[1:]):
-      if first.out_channels != second.in_channels:
-        raise ValueError(
-          f"{type(first).__name__} gives {first.out_channels} channels; "
-          f"{type(second).__name__} after it takes {second.in_channels}."
-        )
-    self.layers = list(layers)
-    self.in_channels = layers[0].in_channels
-    self.out_channels = layers[-1].out_channels
-    self.downsample = math.prod(layer.downsample for layer in layers)
-    self.upsample = math.prod(layer.upsample for layer in layers)
-
-  @property
-  def downsample_factor(self) -> int:
-    """How many input samples, in each direction, make one output sample."""
-    return self.downsample
-
-  @property
-  def upsample_factor(self) -> int:
-    """How many output samples, in each direction, one input sample makes."""
-    return self.upsample
-
-  def __call__(self, x: tf.Tensor) -> tf.Tensor:
-    """x: [B,H,W,in_channels] float32. Returns [B,H',W',out_channels] float32."""
-    for layer in self.layers:
-      x = layer(x)
-    return x
-
-  def macs(self, height: int, width: int) -> int:
-    """The sum over the layers."""
-    return self._sum(lambda layer, h, w: layer.macs(h, w), height, width)
-
-  def elementwise(self, height: int, width: int) -> int:
-    """The sum over the layers."""
-    return self._sum(lambda layer, h, w: layer.elementwise(h, w), height, width)
-
-  def output_size(self, height: int, width: int):
-    """The size after the last layer."""
-    for layer in self.layers:
-      height, width = layer.output_size(height, width)
-    return height, width
-
-  def _sum(self, count: Callable[[Layer, int, int], int], height: int, width: int) -> int:
-    total = 0
-    for layer in self.layers:
-      total += count(layer, height, width)
-      height, width = layer.output_size(height, width)
-    return total
 
 
 @register
@@ -233,3 +195,260 @@ class BLS2017Synthesis(Sequential):
       ],
       name=name,
     )
+
+
+@register
+class MBT2018Analysis(Sequential):
+  """The analysis of Ballé et al. 2018 and Minnen et al. 2018: 5x5 /2 convolutions, GDN between.
+
+  x: [B,H,W,3]. Returns [B,H/2^n_layers,W/2^n_layers,output_channels]. Aligned as `SignalConv2D`.
+  """
+
+  def __init__(
+    self,
+    channels_base: int = 192,
+    n_layers: int = 4,
+    output_channels: Optional[int] = None,
+    gdn_beta_init: float = 1.0,
+    gdn_gamma_init: float = 0.1,
+    name: Optional[str] = None,
+  ):
+    """Makes the layers.
+
+    Args:
+      channels_base: channels between the layers.
+      n_layers: the number of convolutions.
+      output_channels: channels of the latents; None for channels_base.
+      gdn_beta_init: initial beta of the normalisations (see `GDN`).
+      gdn_gamma_init: initial gamma of the normalisations (see `GDN`).
+      name: the name of the module.
+    """
+    widths = _widths(3, channels_base, n_layers, output_channels or channels_base)
+    layers: list[Layer] = []
+    for i in range(n_layers):
+      layers.append(Conv2D(widths[i], widths[i + 1], 5, 2, name=f"conv{i}"))
+      if i + 1 < n_layers:
+        layers.append(GDN(channels_base, False, gdn_beta_init, gdn_gamma_init, name=f"gdn{i}"))
+    super().__init__(layers, name=name)
+
+
+@register
+class MBT2018Synthesis(Sequential):
+  """The mirror of `MBT2018Analysis`: 5x5 x2 transposed convolutions, inverse GDN between.
+
+  y: [B,h,w,in_channels]. Returns [B,h*2^n_layers,w*2^n_layers,output_channels].
+  """
+
+  def __init__(
+    self,
+    channels_base: int = 192,
+    n_layers: int = 4,
+    output_channels: int = 3,
+    in_channels: Optional[int] = None,
+    gdn_beta_init: float = 1.0,
+    gdn_gamma_init: float = 0.1,
+    name: Optional[str] = None,
+  ):
+    """Makes the layers.
+
+    Args:
+      channels_base: channels between the layers.
+      n_layers: the number of convolutions.
+      output_channels: channels of the image.
+      in_channels: channels of the latents; None for channels_base.
+      gdn_beta_init: initial beta of the normalisations (see `GDN`).
+      gdn_gamma_init: initial gamma of the normalisations (see `GDN`).
+      name: the name of the module.
+    """
+    widths = _widths(in_channels or channels_base, channels_base, n_layers, output_channels)
+    layers: list[Layer] = []
+    for i in range(n_layers):
+      layers.append(Conv2DTranspose(widths[i], widths[i + 1], 5, 2, name=f"conv{i}"))
+      if i + 1 < n_layers:
+        layers.append(GDN(channels_base, True, gdn_beta_init, gdn_gamma_init, name=f"igdn{i}"))
+    super().__init__(layers, name=name)
+
+
+@register
+class CNNAnalysis(Sequential):
+  """Four 5x5 /2 convolutions: the shape of `MBT2018Analysis`, SAME alignment, other activations.
+
+  x: [B,H,W,3]. Returns [B,H/16,W/16,output_channels].
+  """
+
+  def __init__(
+    self,
+    channels_base: int = 192,
+    output_channels: Optional[int] = None,
+    activation_type: Activation = "leaky_relu",
+    name: Optional[str] = None,
+  ):
+    """Makes the layers.
+
+    Args:
+      channels_base: channels between the layers.
+      output_channels: channels of the latents; None for channels_base.
+      activation_type: after all layers but the last (see `make_activation`).
+      name: the name of the module.
+    """
+    widths = _widths(3, channels_base, 4, output_channels or channels_base)
+    super().__init__(_plain_stack(Conv2D, widths, activation_type), name=name)
+
+
+@register
+class CNNSynthesis(Sequential):
+  """The mirror of `CNNAnalysis`: four 5x5 x2 transposed convolutions.
+
+  y: [B,h,w,in_channels]. Returns [B,16h,16w,output_channels].
+  """
+
+  def __init__(
+    self,
+    channels_base: int = 192,
+    output_channels: int = 3,
+    activation_type: Activation = "leaky_relu",
+    in_channels: Optional[int] = None,
+    name: Optional[str] = None,
+  ):
+    """Makes the layers.
+
+    Args:
+      channels_base: channels between the layers.
+      output_channels: channels of the image.
+      activation_type: after all layers but the last (see `make_activation`).
+      in_channels: channels of the latents; None for channels_base.
+      name: the name of the module.
+    """
+    widths = _widths(in_channels or channels_base, channels_base, 4, output_channels)
+    super().__init__(_plain_stack(Conv2DTranspose, widths, activation_type), name=name)
+
+
+def _widths(first: int, between: int, num_layers: int, last: int) -> list[int]:
+  """Channels before, between and after `num_layers` convolutions."""
+  if num_layers < 1:
+    raise ValueError(f"n_layers is {num_layers}; it must be at least 1.")
+  return [first, *[between] * (num_layers - 1), last]
+
+
+def _plain_stack(
+  convolution: type, widths: Sequence[int], activation_type: Activation
+) -> list[Layer]:
+  """5x5 convolutions of stride 2 from and to these widths, with activations between."""
+  origin = same_origin(5, 2)
+  layers: list[Layer] = []
+  for i, (first, second) in enumerate(zip(widths, widths[1:])):
+    layers.append(convolution(first, second, 5, 2, origin=origin, name=f"conv{i}"))
+    if i + 2 < len(widths):
+      layers.append(make_activation(activation_type, second, name=f"activation{i}"))
+  return layers
+
+
+@register
+class HyperAnalysis(Sequential):
+  """From latents to hyper-latents, Minnen et al. 2018: 3x3, 5x5 /2, 5x5 /2 with ReLU between.
+
+  y: [B,h,w,in_channels]. Returns [B,h/4,w/4,bottleneck_size].
+  """
+
+  def __init__(
+    self, bottleneck_size: int = 320, in_channels: Optional[int] = None, name: Optional[str] = None
+  ):
+    """Makes the layers.
+
+    Args:
+      bottleneck_size: channels of the hyper-latents, and between the layers.
+      in_channels: channels of the latents; None for bottleneck_size.
+      name: the name of the module.
+    """
+    n = bottleneck_size
+    same = same_origin(5, 2)
+    super().__init__(
+      [
+        Conv2D(in_channels or n, n, 3, activation="relu", name="conv0"),
+        Conv2D(n, n, 5, 2, activation="relu", origin=same, name="conv1"),
+        Conv2D(n, n, 5, 2, origin=same, name="conv2"),
+      ],
+      name=name,
+    )
+
+
+@register
+class HyperSynthesis(Sequential):
+  """From hyper-latents to means and log scales of latents: 5x5 x2, 5x5 x2, 3x3 with ReLU between.
+
+  z: [B,h,w,in_channels]. Returns [B,4h,4w,2*bottleneck_size]. Minnen et al. 2018.
+  """
+
+  def __init__(
+    self, bottleneck_size: int = 320, in_channels: Optional[int] = None, name: Optional[str] = None
+  ):
+    """Makes the layers, of bottleneck_size, 1.5 x and 2 x as many channels.
+
+    Args:
+      bottleneck_size: channels of the latents, for each of which there are two outputs.
+      in_channels: channels of the hyper-latents; None for bottleneck_size.
+      name: the name of the module.
+    """
+    n = bottleneck_size
+    same = same_origin(5, 2)
+    super().__init__(
+      [
+        Conv2DTranspose(in_channels or n, n, 5, 2, activation="relu", origin=same, name="conv0"),
+        Conv2DTranspose(n, n * 3 // 2, 5, 2, activation="relu", origin=same, name="conv1"),
+        Conv2DTranspose(n * 3 // 2, 2 * n, 3, name="conv2"),
+      ],
+      name=name,
+    )
+
+
+@register
+class HyperAnalysisSmall(Sequential):
+  """`HyperAnalysis` with one level less, for images of 32x32: 3x3, ReLU, 5x5 /2 without a bias.
+
+  y: [B,h,w,in_channels]. Returns [B,h/2,w/2,bottleneck_size]. Aligned as `SignalConv2D`.
+  """
+
+  def __init__(
+    self, bottleneck_size: int = 320, in_channels: Optional[int] = None, name: Optional[str] = None
+  ):
+    """Makes the layers. The arguments are those of `HyperAnalysis`."""
+    n = bottleneck_size
+    super().__init__(
+      [
+        Conv2D(in_channels or n, n, 3, activation="relu", name="conv0"),
+        Conv2D(n, n, 5, 2, use_bias=False, name="conv1"),
+      ],
+      name=name,
+    )
+
+
+@register
+class HyperSynthesisSmall(Sequential):
+  """`HyperSynthesis` with one level less: 5x5 x2 to 1.5 x the channels, ReLU, 3x3 to 2 x.
+
+  z: [B,h,w,in_channels]. Returns [B,2h,2w,2*bottleneck_size]. Aligned as `SignalConv2D`.
+  """
+
+  def __init__(
+    self, bottleneck_size: int = 320, in_channels: Optional[int] = None, name: Optional[str] = None
+  ):
+    """Makes the layers. The arguments are those of `HyperSynthesis`."""
+    n = bottleneck_size
+    super().__init__(
+      [
+        Conv2DTranspose(in_channels or n, n * 3 // 2, 5, 2, activation="relu", name="conv0"),
+        Conv2DTranspose(n * 3 // 2, 2 * n, 3, name="conv1"),
+      ],
+      name=name,
+    )
+
+
+for _transform in (
+  ElicAnalysis,
+  ElicSynthesis,
+  JPEGLikeHyperSynthesis,
+  JPEGLikeSynthesis,
+  TwoLayerResSynthesis,
+  TwoLayerSynthesis,
+):
+  register(_transform)

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {
   "A": "bd datasets flags hyper launchers report report_page results runs supervise venv",
   "B": "bitstream codec dct_init entropy layers metrics profiling quantizers rd schedules "
-  "transforms",
+  "transforms transforms_elic transforms_shallow",
   "C": "checkpoints classical cli data dead_leaves eval_lib itinf_lib job train_lib writers",
 }
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}

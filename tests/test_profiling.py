@@ -5,37 +5,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 import tensorflow as tf
 
-from common.layers import GDN, Conv2D, Conv2DTranspose
 from common.profiling import Stage, flops_per_pixel, profile_stages, time_stage
-from common.transforms import Sequential, make_transform
-
-
-def _mbt2018_analysis():
-  return Sequential(
-    [
-      Conv2D(3, 192, 5, 2),
-      GDN(192),
-      Conv2D(192, 192, 5, 2),
-      GDN(192),
-      Conv2D(192, 192, 5, 2),
-      GDN(192),
-      Conv2D(192, 320, 5, 2),
-    ]
-  )
-
-
-def _mbt2018_synthesis():
-  return Sequential(
-    [
-      Conv2DTranspose(320, 192, 5, 2),
-      GDN(192, inverse=True),
-      Conv2DTranspose(192, 192, 5, 2),
-      GDN(192, inverse=True),
-      Conv2DTranspose(192, 192, 5, 2),
-      GDN(192, inverse=True),
-      Conv2DTranspose(192, 3, 5, 2),
-    ]
-  )
+from common.transforms import make_transform
 
 
 def test_bls2017_layer_by_layer():
@@ -58,25 +29,72 @@ def test_bls2017_layer_by_layer():
   assert list(costs) == ["analysis", "synthesis"]
 
 
-# make -> scale, products, with elementwise operations, published.
+_ANALYSIS = {
+  "mbt2018": ("MBT2018Analysis", dict(channels_base=192, output_channels=320)),
+  "elic": ("ElicAnalysis", {}),
+}
+_SYNTHESIS = {
+  "mbt2018": ("MBT2018Synthesis", dict(channels_base=192, in_channels=320)),
+  "jpegl": ("JPEGLikeSynthesis", dict(kernel_size=18)),
+  "two_layer_syn": ("TwoLayerResSynthesis", dict(channels=(12, 3))),
+}
+_HYPER = {"f_h": ("HyperAnalysis", {}), "g_h": ("HyperSynthesis", {})}
+
+
+# What, the image's size over its input's, FLOPs as products alone, with elementwise operations,
+# as published; parameters (those of the ELIC models and the hyperprior are published too).
 @pytest.mark.parametrize(
-  "make,scale,products,everything,published",
+  "transform,scale,products,everything,published,parameters",
   [
-    (_mbt2018_analysis, 1, 187392, 187582.25, 187583),
-    (_mbt2018_synthesis, 16, 187392, 187584, 187585),
-    (lambda: Conv2DTranspose(320, 3, 18, 16), 16, 2430, 2433, 2433),
+    (_ANALYSIS["mbt2018"], 1, 187392, 187582.25, 187583, 3505664),
+    (_ANALYSIS["elic"], 1, 509936, 510845.5, 510846, 7337792),
+    (_HYPER["f_h"], 16, 13450, 13451.640625, 13452, 6042560),
+    (_SYNTHESIS["mbt2018"], 16, 187392, 187584, 187585, 3505347),
+    (_SYNTHESIS["jpegl"], 16, 2430, 2433, 2433, 311043),
+    (_SYNTHESIS["two_layer_syn"], 16, 10662, 10680, 10680, 1299003),
+    (_HYPER["g_h"], 64, 30350, 30354.6875, 30355, 9166240),
   ],
+  ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
-def test_published_flops(make, scale, products, everything, published):
-  transform = make()
+def test_published_costs(transform, scale, products, everything, published, parameters):
+  name, arguments = transform
+  transform = make_transform(name, **arguments)
   assert flops_per_pixel(transform, scale) == products
   assert flops_per_pixel(transform, scale, elementwise=True) == everything
   assert products == pytest.approx(published, rel=0.005)
   assert everything == pytest.approx(published, abs=1)
+  assert transform.num_parameters() == parameters
 
 
-def test_published_number_of_parameters():
-  assert Conv2DTranspose(320, 3, 18, 16).num_parameters() == 311043
+def test_elic_stage_by_stage():
+  """Plain arithmetic, with other channels."""
+  a, b, c, d = channels = (8, 12, 16, 20)
+
+  def residual(n):
+    return n * n / 2 + 9 * n * n / 4 + n * n / 2
+
+  convolutions = 25 * (3 * a / 4 + a * b / 16 + b * c / 64 + c * d / 256)
+  stages = 3 * (residual(a) / 4 + residual(b) / 16 + residual(c) / 64)
+  attention = (6 * residual(b) + b * b) / 16 + (6 * residual(d) + d * d) / 256
+  analysis = make_transform("ElicAnalysis", channels=channels)
+  assert flops_per_pixel(analysis) == 2 * (convolutions + stages + attention)
+  synthesis = make_transform("ElicSynthesis", channels=channels)
+  stages = 3 * (residual(a) / 4 + residual(b) / 16 + residual(c) / 64)
+  assert flops_per_pixel(synthesis, 16) == 2 * (convolutions + stages + attention)
+
+
+def test_shallow_layer_by_layer():
+  two_layer = make_transform("TwoLayerSynthesis", channels=(24, 3), in_channels=320)
+  assert flops_per_pixel(two_layer, 16) == 2 * (169 * 320 * 24 / 256 + (24**2 + 25 * 24 * 3) / 4)
+  d2s = make_transform("TwoLayerResSynthesis", res_type="d2s")
+  assert flops_per_pixel(d2s, 16) == 2 * (
+    (169 * 320 * 12 + 320 * 12 * 64) / 256 + (12**2 + 25 * 12 * 3) / 4
+  )
+  offset = make_transform("JPEGLikeSynthesis", use_offset=True)
+  assert flops_per_pixel(offset, 16) == 2 * 321 * 3
+  assert offset.num_parameters() == 16**2 * 321 * 3 + 3
+  hyper = make_transform("JPEGLikeHyperSynthesis")
+  assert flops_per_pixel(hyper, 64) == 2 * 36 * 320 * 640 / 64**2
 
 
 def test_time_stage_excludes_the_warm_up_and_names_the_device():
