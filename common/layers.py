@@ -23,9 +23,10 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
   has fast gradients for VALID and SAME, and falls back to slower ones (up to 2 x) for explicit
   padding. The copies cost little; but crop with tf.slice, since the gradient of a Python slice is
   slow.
-- The exception is a transposed convolution to an image, from many channels to 3: there the fast
-  path wastes its vectors on three channels, and the fallback (a matrix product, then additions)
-  takes half the time.
+- The exception is a transposed convolution from many channels to few, as to an image: there the
+  fast path wastes its vectors, and the fallback (a matrix product, then additions) takes half the
+  time.
+- A 1x1 convolution is a matrix product, which takes 0.6 of the time of tf.nn.conv2d.
 - GDN is a matrix product and a hand-written gradient; the rest of it is bound by memory.
 """
 
@@ -247,6 +248,8 @@ class Conv2D(_Convolution):
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,ceil(H/stride),ceil(W/stride),out_channels]."""
     kernel = tf.cast(self.kernel, x.dtype)
+    if self.kernel_size == self.stride == 1:
+      return self._product(x, kernel[0, 0])
     height, width = x.shape[1], x.shape[2]
     if self._is_same(height) and self._is_same(width):
       y = tf.nn.conv2d(x, kernel, self.stride, "SAME")
@@ -254,6 +257,11 @@ class Conv2D(_Convolution):
       padding = [[0, 0], self._padding(height), self._padding(width), [0, 0]]
       y = tf.nn.conv2d(tf.pad(x, padding), kernel, self.stride, "VALID")
     return self._finish(y)
+
+  def _product(self, x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """A 1x1 convolution as one matrix product; bias and activation before the shape comes back."""
+    y = self._finish(tf.matmul(tf.reshape(x, [-1, self.in_channels]), matrix))
+    return tf.reshape(y, [*_shape(x)[:3], self.out_channels])
 
   def _padding(self, size: Optional[int]) -> list[int]:
     """Zeros before and after `size` samples; None is a size that is not known yet."""
@@ -330,7 +338,7 @@ class Conv2DTranspose(_Convolution):
     # the front and `after` at the end, to give H.
     before, after = self.origin, max(0, self.kernel_size - self.stride - self.origin)
     size = [batch, height * self.stride, width * self.stride, self.out_channels]
-    if self.in_channels >= 64 and self.out_channels <= 16:
+    if self.in_channels >= 64 and self.out_channels <= _FEW_CHANNELS:
       padding = [[0, 0], [before, after], [before, after], [0, 0]]
       y = tf.nn.conv2d_transpose(x, kernel, size, self.stride, padding)
     elif self._is_same_for_multiples():
@@ -351,6 +359,9 @@ def _shape(x: tf.Tensor) -> list[Union[int, tf.Tensor]]:
   dynamic = tf.shape(x)
   return [dynamic[i] if n is None else n for i, n in enumerate(x.shape)]
 
+
+# Up to so many outputs a transposed convolution is faster as a matrix product and additions.
+_FEW_CHANNELS = 48
 
 # Keeps gradients of the reparameterised parameters away from zero; as in tensorflow_compression.
 _PEDESTAL = 2.0**-36
