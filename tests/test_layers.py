@@ -264,3 +264,60 @@ def test_counts():
   assert up.output_size(8, 4) == (32, 16)
   assert GDN(192).macs(8, 4) == 8 * 4 * 192**2
   assert GDN(192).num_parameters() == 192 + 192**2
+
+
+# Between many channels, a strided convolution has a gradient of its own.
+@pytest.mark.parametrize(
+  "transposed,kernel_size,stride,origin,height,width",
+  [
+    (False, 5, 2, 2, 6, 8),
+    (False, 5, 2, 1, 6, 8),
+    (False, 5, 2, 2, 5, 7),
+    (False, 5, 3, 2, 7, 9),
+    (False, 4, 2, 1, 4, 6),
+    (False, 4, 4, 0, 8, 5),
+    (False, 2, 3, 0, 5, 6),
+    (True, 5, 2, 2, 3, 4),
+    (True, 5, 2, 1, 3, 4),
+    (True, 6, 4, 1, 2, 3),
+    (True, 2, 3, 0, 2, 3),
+  ],
+)
+def test_gradients_between_many_channels(transposed, kernel_size, stride, origin, height, width):
+  """Against TensorFlow's gradients of the same products, tap by tap; also for unknown sizes."""
+  kernel = 0.1 * _array(0, kernel_size, kernel_size, 66, 64)
+  layer = (Conv2DTranspose if transposed else Conv2D)(
+    66, 64, kernel_size, stride, origin=origin, kernel_initializer=kernel
+  )
+
+  def plain(x):
+    rows, columns = -(-height // stride), -(-width // stride)
+    reach = stride * max(rows, columns, height, width) + kernel_size
+    total = 0.0
+    for i in range(kernel_size):
+      for j in range(kernel_size):
+        if transposed:
+          # Upsampled by zeros, then moved to where this tap paints.
+          spread = tf.einsum("bhwi,io->bhwo", x, layer.kernel[i, j])
+          spread = tf.reshape(
+            tf.pad(
+              spread[:, :, None, :, None],
+              [[0, 0], [0, 0], [0, stride - 1], [0, 0], [0, stride - 1], [0, 0]],
+            ),
+            [2, height * stride, width * stride, 64],
+          )
+          ends = [[i, kernel_size - 1 - i], [j, kernel_size - 1 - j]]
+          y = tf.pad(spread, [[0, 0], *ends, [0, 0]])
+          total += y[:, origin : origin + height * stride, origin : origin + width * stride]
+        else:
+          padded = tf.pad(x, [[0, 0], [origin, reach], [origin, reach], [0, 0]])
+          here = padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+          total += tf.einsum("bhwi,io->bhwo", here, layer.kernel[i, j])
+    return total + layer.bias
+
+  x = tf.constant(_array(3, 2, height, width, 66))
+  variables = [layer.kernel, layer.bias]
+  expected = _run(plain, x, variables)
+  _assert_close(_run(layer, x, variables), expected)
+  unknown = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 66])])
+  _assert_close(_run(unknown, x, variables), expected)

@@ -201,6 +201,8 @@ def test_hyper_transforms_equal_keras_layers():
 def _assert_equals_keras(transform, shape, activation):
   """Compares with Keras's layers of the same weights, padding SAME, outputs and gradients."""
   convs = [c for c in transform.layers if isinstance(c, (Conv2D, Conv2DTranspose))]
+  for i, conv in enumerate(convs):
+    conv.kernel.assign(0.1 * np.random.default_rng(i).standard_normal(conv.kernel.shape))
   x = tf.constant(np.random.default_rng(0).standard_normal([2, *shape]), tf.float32)
   plain = tf.keras.Sequential()
   for i, conv in enumerate(convs):

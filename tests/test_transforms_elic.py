@@ -9,6 +9,11 @@ import tensorflow as tf
 from common.transforms_elic import Attention, ElicAnalysis, ElicSynthesis, ResidualBottleneck
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+  tf.random.set_seed(0)
+
+
 def _randomize(module):
   """Gives all variables noise, so that biases count."""
   rng = np.random.default_rng(0)
@@ -59,13 +64,13 @@ def _run(function, x, variables):
   return [y, *tape.gradient(loss, [x, *variables])]
 
 
-def _assert_equal(layer, plain, x):
+def _assert_equal(layer, plain, x, tolerance=3e-5):
   """Also compiled, since graph optimisers change what runs."""
   variables = layer.trainable_variables
   expected = _run(plain, x, variables)
   for run in (_run, tf.function(_run)):
     for a, b in zip(run(layer, x, variables), expected):
-      np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * max(1, np.abs(b).max()))
+      np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
 
 
 @pytest.mark.parametrize("make", [ResidualBottleneck, Attention])
@@ -86,7 +91,8 @@ def test_transforms_equal_their_formulas(make, shape):
     return x
 
   x = tf.constant(np.random.default_rng(1).standard_normal([2, *shape]), tf.float32)
-  _assert_equal(transform, plain, x)
+  # Gradients of biases are sums that cancel: the plain one is 4e-4 from that in float64.
+  _assert_equal(transform, plain, x, tolerance=1e-3)
 
 
 def test_where_the_blocks_are():

@@ -15,6 +15,11 @@ from common.transforms_shallow import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+  tf.random.set_seed(0)
+
+
 def _randomize(module):
   """Gives all variables noise, so that biases count."""
   rng = np.random.default_rng(0)
