@@ -31,6 +31,7 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
 - GDN is a matrix product and a hand-written gradient; the rest of it is bound by memory.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Callable, Optional, Union
@@ -148,7 +149,7 @@ class Layer(tf.Module):
     return sum(math.prod(v.shape) for v in self.trainable_variables)
 
 
-class _Convolution(Layer):
+class _Convolution(Layer, abc.ABC):
   """What the two directions share: kernel, bias, origin, activation."""
 
   def __init__(
@@ -184,13 +185,13 @@ class _Convolution(Layer):
     """Whether TensorFlow's SAME padding is ours, for sizes that are multiples of the stride."""
     return self.kernel_size >= self.stride and (self.kernel_size - self.stride) // 2 == self.origin
 
+  @abc.abstractmethod
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """The convolution itself; `kernel` as tf.nn.conv2d (or tf.nn.conv2d_transpose) has it."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _adjoint(self, x: tf.Tensor, dy: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """The gradient of `_run` with respect to x, given that with respect to its output."""
-    raise NotImplementedError
 
   def _convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`_run`, and where TensorFlow's gradient of the kernel is slow, a faster one."""
