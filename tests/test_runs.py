@@ -123,7 +123,9 @@ def test_a_wid_has_one_run(run):
 
 def test_wid_1_is_not_wid_10(run):
   for wid in (10, 1):
-    runs.RunDir.of(run.path.parent.parent, "x1", unit(wid)).create(unit(wid), "x1")
+    created = runs.RunDir.of(run.path.parent.parent, "x1", unit(wid))
+    created.create(unit(wid), "x1")
+    assert created.read_work_unit().wid == wid
 
 
 @pytest.mark.parametrize("xid", ["", "..", "a/b", "a b"])

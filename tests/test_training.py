@@ -336,4 +336,4 @@ def test_help_needs_no_tensorflow():
 
 def test_jsonl_records_are_json(unbroken):
   for line in unbroken.metrics_file.read_text().splitlines():
-    json.loads(line)
+    assert {"step", "split", "time"} <= set(json.loads(line))
