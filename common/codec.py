@@ -4,12 +4,14 @@ Images at the interface are uint8 [H, W, 3]; inside, batches are float32 [B, H, 
 """
 
 import abc
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from common.bitstream import FINGERPRINT_BYTES
 from common.profiling import Stage
 
 
@@ -88,8 +90,8 @@ class _Graphs:
 class TrainableCodec(Codec, tf.Module):
   """A codec with an encoder, a prior and a decoder that are trained.
 
-  A subclass gives `downsample_factor`, `infer`, `code`, `synthesize`, `pack`, `unpack` and
-  `stages`; `common.rd` combines them, `compress` and `decompress` follow.
+  A subclass gives the abstract methods; `common.rd` combines them, `compress` and `decompress`
+  follow.
   """
 
   @property
@@ -109,12 +111,29 @@ class TrainableCodec(Codec, tf.Module):
   def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """From `Coded.decode` to pixels: [B, H, W, 3] float32, about 0..255, not rounded."""
 
+  @property
   @abc.abstractmethod
-  def prepare(self) -> None:
-    """Builds the coding tables from the prior as it is now; call it after a restore.
+  def decoder_variables(self) -> Sequence[tf.Variable]:
+    """What `synthesize` computes with; part of the fingerprint."""
 
-    `pack`, `unpack` and rounding quantizers need it; training does not.
+  @abc.abstractmethod
+  def derive_coding(self) -> dict[str, np.ndarray]:
+    """All that coding derives from the weights as they are now: tables, offsets, integer kernels.
+
+    Decoding reads these alone: a machine whose logarithm rounds otherwise can be given them.
     """
+
+  @abc.abstractmethod
+  def use_coding(self, derived: Mapping[str, np.ndarray]) -> None:
+    """Sets what `derive_coding` gave, here or elsewhere.
+
+    Raises:
+      ValueError, KeyError: It is not of such a codec.
+    """
+
+  @abc.abstractmethod
+  def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
+    """What `unpack` gives back for the files of these latents; any batch."""
 
   @abc.abstractmethod
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
@@ -127,6 +146,24 @@ class TrainableCodec(Codec, tf.Module):
   @abc.abstractmethod
   def stages(self) -> dict[str, Stage]:
     """Named stages ("f" analysis, "g" synthesis, ...) for `common.profiling`."""
+
+  def prepare(self, derived: Optional[Mapping[str, np.ndarray]] = None) -> None:
+    """Builds the coding tables from the weights as they are now; call it after a restore.
+
+    `pack`, `unpack`, `rounded` and rounding quantizers need it; training does not.
+
+    Args:
+      derived: The tables instead, from `derive_coding` of a codec with the same weights.
+    """
+    derived = self.derive_coding() if derived is None else derived
+    self.use_coding(derived)
+    digest = hashlib.sha256()
+    for name in sorted(derived):
+      digest.update(f"{name} {derived[name].dtype} {derived[name].shape} ".encode())
+      digest.update(np.ascontiguousarray(derived[name]).tobytes())
+    for variable in self.decoder_variables:
+      digest.update(variable.numpy().tobytes())
+    self._fingerprint = digest.digest()[:FINGERPRINT_BYTES]
 
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:

@@ -5,9 +5,11 @@ instead of 12: the quantized probabilities then cost below 0.1% over the likelih
 """
 
 import dataclasses
-import hashlib
+import functools
+import math
 import types
 import zlib
+from collections.abc import Mapping
 from typing import Optional
 
 import numpy as np
@@ -18,8 +20,16 @@ from common.bitstream import BitstreamError, Cursor, varint
 
 PRECISION = 16  # Bits of the quantized probabilities.
 _TAIL_MASS = 2.0**-15  # Coded by the escape symbol, each side half of it.
+_TAIL_DEVIATIONS = 4.17  # Where a normal density has that tail mass.
 _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
 MAX_ABS_SYMBOL = 1 << 28
+OFFSET_BITS = 10  # Fractional bits of a factorized prior's quantization offset.
+
+# The 64 scales of the Gaussian conditional, 0.11 to 256: natural logarithms, evenly spaced.
+# Literals, so that no machine's logarithm has a say in them.
+NUM_SCALES = 64
+LOG_SCALE_MIN = -2.2072749131897207
+LOG_SCALE_STEP = 0.12305479932808386
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +50,33 @@ class CodingTables:
   escape: np.ndarray
   best_bits: np.ndarray
 
-  def digest(self) -> bytes:
-    """SHA-256 of the tables."""
-    return hashlib.sha256(self.cdf.tobytes() + self.first.tobytes()).digest()
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The tables as arrays; `from_arrays` makes them again."""
+    return {"cdf": self.cdf, "first": self.first}
+
+  @classmethod
+  def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "CodingTables":
+    """The inverse of `arrays`.
+
+    Raises:
+      ValueError: They are no tables.
+    """
+    cdf, first = np.asarray(arrays["cdf"], np.int32), np.asarray(arrays["first"], np.int32)
+    total = 1 << PRECISION
+    ends = np.flatnonzero(cdf == total)
+    begins = np.append(0, ends + 1)[:-1]
+    whole = len(ends) == len(first) > 0 and ends[-1] == len(cdf) - 1
+    if not whole or np.any(cdf[begins] != PRECISION) or np.any(cdf[begins + 1] != 0):
+      raise ValueError("These arrays are no coding tables: damaged, or made by other code.")
+    counts = [np.diff(cdf[b + 1 : e + 1]) for b, e in zip(begins, ends)]
+    if any(len(c) < 2 or c.min() < 1 for c in counts):
+      raise ValueError("These coding tables have empty rows or symbols: damaged.")
+    return cls(
+      cdf=cdf,
+      first=first,
+      escape=np.array([len(c) - 1 for c in counts], np.int32),
+      best_bits=np.array([-np.log2(c.max() / total) for c in counts]),
+    )
 
 
 def make_tables(pmfs: list[np.ndarray], first: np.ndarray) -> CodingTables:
@@ -53,18 +87,11 @@ def make_tables(pmfs: list[np.ndarray], first: np.ndarray) -> CodingTables:
       is missing to 1 goes to the escape symbol.
     first: [rows] integers.
   """
-  rows, best = [], []
-  total = 1 << PRECISION
+  rows = []
   for pmf in pmfs:
-    counts = _quantize(np.append(pmf, max(1.0 - pmf.sum(), 0.0)), total)
-    best.append(-np.log2(counts.max() / total))
+    counts = _quantize(np.append(pmf, max(1.0 - pmf.sum(), 0.0)), 1 << PRECISION)
     rows.append(np.concatenate([[PRECISION, 0], np.cumsum(counts)]))
-  return CodingTables(
-    cdf=np.concatenate(rows).astype(np.int32),
-    first=np.asarray(first, np.int32),
-    escape=np.array([len(pmf) for pmf in pmfs], np.int32),
-    best_bits=np.asarray(best),
-  )
+  return CodingTables.from_arrays({"cdf": np.concatenate(rows), "first": np.asarray(first)})
 
 
 def _quantize(pmf: np.ndarray, total: int) -> np.ndarray:
@@ -79,33 +106,42 @@ def _quantize(pmf: np.ndarray, total: int) -> np.ndarray:
   return counts
 
 
-def encode(tables: CodingTables, symbols: np.ndarray) -> bytes:
-  """Codes integers, the last axis choosing the row.
+def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray] = None) -> bytes:
+  """Codes integers.
 
   The bytes: the length of the overflow (varint), the overflow, the range coder's bytes. A value
   outside of its row is the escape symbol in the range coder, and its distance a varint in the
   overflow. (tensorflow_compression's own escape decodes damaged data without end.)
 
   Args:
-    tables: With as many rows as `symbols` has channels.
+    tables: The distributions.
     symbols: int32 [..., C], absolute values at most MAX_ABS_SYMBOL.
+    rows: int32, the shape of `symbols`: each one's row of `tables`. None: the last axis chooses the
+      row, of which there are C.
   """
   if np.abs(symbols.astype(np.int64)).max(initial=0) > MAX_ABS_SYMBOL:
     raise ValueError(f"Symbols lie within -{MAX_ABS_SYMBOL}..{MAX_ABS_SYMBOL}.")
-  relative = symbols.astype(np.int32) - tables.first
-  above = relative - tables.escape
+  chosen = slice(None) if rows is None else rows
+  escape = tables.escape[chosen]
+  relative = symbols.astype(np.int32) - tables.first[chosen]
+  above = relative - escape
   outside = (relative < 0) | (above >= 0)
   distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
   overflow = b"".join(varint(int(d)) for d in distance)
-  relative = np.where(outside, tables.escape, relative)
+  relative = np.where(outside, escape, relative).astype(np.int32)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    handle = tfc.entropy_encode_channel(handle, relative.astype(np.int32))
+    if rows is None:
+      handle = tfc.entropy_encode_channel(handle, relative)
+    else:
+      handle = tfc.entropy_encode_index(handle, rows.astype(np.int32), relative)
     return varint(len(overflow)) + overflow + tfc.entropy_encode_finalize(handle).numpy()
 
 
-def decode(tables: CodingTables, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-  """The inverse of `encode`: int32 of `shape`, whose last axis has one entry a row.
+def decode(
+  tables: CodingTables, data: bytes, shape: tuple[int, ...], rows: Optional[np.ndarray] = None
+) -> np.ndarray:
+  """The inverse of `encode`: int32 of `shape`; `rows` as `encode` had them.
 
   Raises:
     BitstreamError: `data` is too short to hold so many symbols, or is not what `encode` makes.
@@ -113,33 +149,45 @@ def decode(tables: CodingTables, data: bytes, shape: tuple[int, ...]) -> np.ndar
   cursor = Cursor(data)
   overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
   coded = cursor.rest()
-  positions = int(np.prod(shape[:-1], dtype=np.int64))
-  fewest_bits = positions * float(tables.best_bits.sum())
+  if rows is None:
+    positions = int(np.prod(shape[:-1], dtype=np.int64))
+    fewest_bits = positions * float(tables.best_bits.sum())
+  else:
+    fewest_bits = float(tables.best_bits @ np.bincount(rows.ravel(), minlength=len(tables.first)))
   if fewest_bits > 8 * len(coded) + 64:
     raise BitstreamError(
-      f"{len(data)} bytes cannot hold the {positions * shape[-1]} symbols that the header "
-      "announces: damaged or hostile."
+      f"{len(data)} bytes cannot hold the {int(np.prod(shape, dtype=np.int64))} symbols that the "
+      "header announces: damaged or hostile."
     )
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(coded, tables.cdf)
-    handle, decoded = tfc.entropy_decode_channel(handle, list(shape), tf.int32)
+    if rows is None:
+      handle, decoded = tfc.entropy_decode_channel(handle, list(shape), tf.int32)
+    else:
+      handle, decoded = tfc.entropy_decode_index(
+        handle, rows.astype(np.int32), list(shape), tf.int32
+      )
     in_step = bool(tfc.entropy_decode_finalize(handle).numpy())
   if not in_step:
     raise BitstreamError("The range decoder ends out of step: the section is damaged.")
   relative = decoded.numpy()
-  escaped = np.nonzero(relative == tables.escape)
+  escape, first = (
+    np.broadcast_to(values, shape) if rows is None else values[rows]
+    for values in (tables.escape, tables.first)
+  )
+  escaped = np.nonzero(relative == escape)
   if len(escaped[0]) > overflow.remaining:
     raise BitstreamError("The section has more escapes than overflow values: damaged or hostile.")
   if len(escaped[0]):
     values = np.array([overflow.varint("overflow") for _ in escaped[0]], np.int64)
-    limit = tables.escape[escaped[-1]].astype(np.int64)
+    limit = escape[escaped].astype(np.int64)
     values = np.where(values % 2, -(values + 1) // 2, limit + values // 2)
-    if np.abs(values + tables.first[escaped[-1]]).max() > MAX_ABS_SYMBOL:
+    if np.abs(values + first[escaped]).max() > MAX_ABS_SYMBOL:
       raise BitstreamError("An overflow value is out of range: damaged or hostile.")
     relative[escaped] = values
   if overflow.remaining:
     raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
-  return relative + tables.first
+  return relative + first
 
 
 def symbols_crc(symbols: np.ndarray, crc: int = 0) -> int:
@@ -199,10 +247,15 @@ class FactorizedPrior(tf.Module):
 
   def prepare(self) -> None:
     """Builds the quantization offset and the coding tables from the prior as it is now."""
+    self.use(self.derive())
+
+  def derive(self) -> dict[str, np.ndarray]:
+    """The quantization offset and the coding tables of the prior as it is now."""
     logits = self._logits_float64()
     median = _solve(logits, 0.0, self.channels)
     offset = (median - np.round(median)) if self._offset_heuristic else np.zeros(self.channels)
-    offset = offset.astype(np.float32)
+    # Multiples of 2^-OFFSET_BITS: exact in fixed point, and no worse as a heuristic.
+    offset = np.round(offset * 2**OFFSET_BITS) / 2**OFFSET_BITS
     tail = np.log(_TAIL_MASS / 2) - np.log1p(-_TAIL_MASS / 2)
     lower = np.floor(_solve(logits, tail, self.channels) - offset).astype(np.int64)
     upper = np.ceil(_solve(logits, -tail, self.channels) - offset).astype(np.int64)
@@ -213,8 +266,19 @@ class FactorizedPrior(tf.Module):
     grid = lower + np.arange(int((upper - lower).max()) + 1)[:, None] + offset  # [n, channels]
     pmf = _difference(logits(grid - 0.5), logits(grid + 0.5))
     pmfs = [pmf[: hi - lo + 1, c] for c, (lo, hi) in enumerate(zip(lower, upper))]
-    self._derived.offset.assign(offset)
-    self._derived.tables = make_tables(pmfs, lower)
+    return {"offset": offset.astype(np.float32), **make_tables(pmfs, lower).arrays()}
+
+  def use(self, derived: Mapping[str, np.ndarray]) -> None:
+    """Sets what `derive` gave, here or on another machine.
+
+    Raises:
+      ValueError: It is not of such a prior.
+    """
+    tables = CodingTables.from_arrays(derived)
+    if derived["offset"].shape != (self.channels,) or len(tables.first) != self.channels:
+      raise ValueError(f"The coding tables are not of a prior of {self.channels} channels.")
+    self._derived.offset.assign(derived["offset"])
+    self._derived.tables = tables
 
   def calibrate(self, centre: np.ndarray, spread: np.ndarray) -> None:
     """Moves and scales each channel's density to data, before training starts.
@@ -267,6 +331,63 @@ class FactorizedPrior(tf.Module):
       return hidden[:, 0, :].T
 
     return logits
+
+
+class GaussianConditional:
+  """Normal densities with a mean and a scale of their own for each symbol, for a hyperprior.
+
+  Ballé et al. 2018 (arXiv 1802.01436), Minnen et al. 2018 (arXiv 1809.02736): the density
+  convolved with the unit uniform. The grid is the integers plus the mean, so coding sees integers
+  and one of NUM_SCALES tables.
+  """
+
+  def __init__(self) -> None:
+    """Has no weights; its tables are the same everywhere."""
+    self._tables: Optional[CodingTables] = None
+
+  def bits(self, y: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """-log2 of the likelihood; all [B, h, w, C] float32. Returns [B] float32.
+
+    Scales beyond the tables' count as the tables' first or last; gradients that lead back into the
+    range pass.
+    """
+    log_scale = tfc.lower_bound(log_scale, LOG_SCALE_MIN)
+    log_scale = tfc.upper_bound(log_scale, LOG_SCALE_MIN + (NUM_SCALES - 1) * LOG_SCALE_STEP)
+    density = tfc.NoisyNormal(loc=0.0, scale=tf.exp(log_scale))
+    return tf.reduce_sum(density.log_prob(y - mean), axis=[1, 2, 3]) / -np.log(2.0)
+
+  @property
+  def tables(self) -> CodingTables:
+    """One row a scale."""
+    if self._tables is None:
+      self._tables = gaussian_tables()
+    return self._tables
+
+  def use(self, arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets tables that were made elsewhere.
+
+    Raises:
+      ValueError: They are no such tables.
+    """
+    tables = CodingTables.from_arrays(arrays)
+    if len(tables.first) != NUM_SCALES:
+      raise ValueError(f"{len(tables.first)} rows; a Gaussian conditional has {NUM_SCALES}.")
+    self._tables = tables
+
+
+@functools.lru_cache(maxsize=1)
+def gaussian_tables() -> CodingTables:
+  """Row i: the zero-mean normal of log scale LOG_SCALE_MIN + i * LOG_SCALE_STEP, in unit bins."""
+  pmfs, first = [], []
+  for i in range(NUM_SCALES):
+    scale = math.exp(LOG_SCALE_MIN + i * LOG_SCALE_STEP)
+    reach = max(1, math.ceil(scale * _TAIL_DEVIATIONS))
+    # Survival function at the right edges of bins 0, 1, ...: no cancellation in the tail.
+    beyond = [0.5 * math.erfc((k + 0.5) / scale / math.sqrt(2)) for k in range(reach + 1)]
+    half = -np.diff(beyond)
+    pmfs.append(np.concatenate([half[::-1], [1 - 2 * beyond[0]], half]))
+    first.append(-reach)
+  return make_tables(pmfs, np.array(first))
 
 
 def _difference(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:

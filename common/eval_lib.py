@@ -64,8 +64,10 @@ def load_codec(
 
 def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
   """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
-  coded = codec.code(rd.infer(codec, rd.to_batch(image)), quantizers.make_quantizer("round")())
-  decoded = rd.to_image(rd.synthesize(codec, coded.decode, (image.shape[0], image.shape[1])))
+  latents = rd.infer(codec, rd.to_batch(image))
+  coded = codec.code(latents, quantizers.make_quantizer("round")())
+  size = (image.shape[0], image.shape[1])
+  decoded = rd.to_image(rd.synthesize(codec, codec.rounded(latents), size))
   return float(sum(float(b[0]) for b in coded.bits.values())), decoded
 
 

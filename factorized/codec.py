@@ -1,6 +1,5 @@
 """The factorized-prior codec (Ballé, Laparra and Simoncelli 2017): one latent, one section."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,14 +79,22 @@ class FactorizedCodec(TrainableCodec):
       y = self.infer(x)["y"].loc.numpy().reshape(-1, self.prior.channels)
       self.prior.calibrate(np.median(y, axis=0), np.std(y, axis=0))
 
-  def prepare(self) -> None:
-    """See `TrainableCodec.prepare`."""
-    self.prior.prepare()
-    digest = hashlib.sha256(self.prior.tables.digest())
-    digest.update(self.prior.offset.numpy().tobytes())
-    for variable in self.synthesis.variables:
-      digest.update(variable.numpy().tobytes())
-    self._fingerprint = digest.digest()[: bitstream.FINGERPRINT_BYTES]
+  @property
+  def decoder_variables(self) -> Sequence[tf.Variable]:
+    """Of the synthesis."""
+    return self.synthesis.variables
+
+  def derive_coding(self) -> dict[str, np.ndarray]:
+    """See `TrainableCodec.derive_coding`."""
+    return self.prior.derive()
+
+  def use_coding(self, derived: Mapping[str, np.ndarray]) -> None:
+    """See `TrainableCodec.use_coding`."""
+    self.prior.use(derived)
+
+  def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
+    """See `TrainableCodec.rounded`."""
+    return {"y": self.prior.values(self.prior.symbols(latents["y"].loc))}
 
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
     """See `TrainableCodec.pack`."""

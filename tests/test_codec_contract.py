@@ -46,8 +46,9 @@ def _contents(height, width):
 
 def _own_reconstruction(codec, image):
   rounding = quantizers.make_quantizer("round")()
-  coded = codec.code(rd.infer(codec, rd.to_batch(image)), rounding)
-  return rd.to_image(rd.synthesize(codec, coded.decode, image.shape[:2])), coded
+  latents = rd.infer(codec, rd.to_batch(image))
+  coded = codec.code(latents, rounding)
+  return rd.to_image(rd.synthesize(codec, codec.rounded(latents), image.shape[:2])), coded
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
