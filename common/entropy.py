@@ -190,6 +190,12 @@ def decode(
   return relative + first
 
 
+def round_around(y: tf.Tensor, centre: np.ndarray) -> np.ndarray:
+  """The integers that stand for `y` on the grid around `centre`: round(y - centre), int32."""
+  rounded = np.round(np.asarray(y) - centre)
+  return np.clip(np.nan_to_num(rounded), -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
+
+
 def symbols_crc(symbols: np.ndarray, crc: int = 0) -> int:
   """CRC-32 of int32 symbols, chained on `crc`: checks that decoding gave what was encoded."""
   return zlib.crc32(np.ascontiguousarray(symbols, "<i4").tobytes(), crc)
@@ -306,8 +312,7 @@ class FactorizedPrior(tf.Module):
 
   def symbols(self, y: tf.Tensor) -> np.ndarray:
     """The integers that stand for `y` [B, h, w, channels]: round(y - offset), int32."""
-    rounded = np.round(np.asarray(y) - self.offset.numpy())
-    return np.clip(np.nan_to_num(rounded), -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
+    return round_around(y, self.offset.numpy())
 
   def values(self, symbols: np.ndarray) -> tf.Tensor:
     """The inverse of `symbols` up to rounding: symbols + offset, float32."""

@@ -63,6 +63,13 @@ _ACTIVATIONS = {
 }
 
 
+def leak_of(activation: Activation) -> Optional[float]:
+  """The slope below zero of a (leaky) ReLU; None for other activations."""
+  if activation in ("relu", tf.nn.relu):
+    return 0.0
+  return _LEAK if activation in ("leaky_relu", _leaky_relu) else None
+
+
 def _activation(activation: Activation) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
   """Returns the function that `activation` names, is, or None."""
   if activation is None or callable(activation):
@@ -215,6 +222,10 @@ class _Convolution(Layer, abc.ABC):
 
     return convolve(x, kernel)
 
+  @abc.abstractmethod
+  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """The convolution with a given kernel of the attribute's shape, without bias and activation."""
+
   def _finish(self, y: tf.Tensor) -> tf.Tensor:
     """Adds the bias and applies the activation."""
     if self.use_bias:
@@ -282,7 +293,11 @@ class Conv2D(_Convolution):
     kernel = tf.cast(self.kernel, x.dtype)
     if self.kernel_size == self.stride == 1:
       return self._product(x, kernel[0, 0])
-    return self._finish(self._convolve(x, kernel))
+    return self._finish(self.linear(x, kernel))
+
+  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """See `_Convolution.linear`."""
+    return self._convolve(x, kernel)
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     height, width = x.shape[1], x.shape[2]
@@ -374,8 +389,11 @@ class Conv2DTranspose(_Convolution):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,stride*H,stride*W,out_channels]."""
-    kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
-    return self._finish(self._convolve(x, kernel))
+    return self._finish(self.linear(x, tf.cast(self.kernel, x.dtype)))
+
+  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """See `_Convolution.linear`."""
+    return self._convolve(x, tf.transpose(kernel, [0, 1, 3, 2]))
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     batch, height, width, _ = _shape(x)
@@ -622,15 +640,20 @@ class Pointwise(Layer):
 
 
 def make_activation(
-  activation_type: Activation, channels: int, name: Optional[str] = None
+  activation_type: Activation,
+  channels: int,
+  name: Optional[str] = None,
+  gdn_gamma_init: float = 0.1,
 ) -> Layer:
   """The layer that `activation_type` names: "gdn", "igdn", or an activation of `Conv2D`.
+
+  `gdn_gamma_init` is the initial gamma of a `GDN`.
 
   Raises:
     ValueError: no activation has that name; the message lists those that exist.
   """
   if activation_type in ("gdn", "igdn"):
-    return GDN(channels, inverse=activation_type == "igdn", name=name)
+    return GDN(channels, activation_type == "igdn", gamma_init=gdn_gamma_init, name=name)
   if isinstance(activation_type, str) and activation_type not in _ACTIVATIONS:
     raise ValueError(
       f"Unknown activation_type {activation_type!r}. Known: gdn, igdn, "

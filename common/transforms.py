@@ -29,7 +29,7 @@ variants of all of these are what the FLOPs in tests/test_profiling.py come from
 import difflib
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 from common.layers import (
@@ -90,6 +90,28 @@ def make_transform(name: str, **kwargs: Any) -> Layer:
         f"{name} has no argument {key!r}.{_hint(key, arguments)} Known: {', '.join(arguments)}."
       )
   return _REGISTRY[name](**kwargs)
+
+
+def from_config(config: Mapping[str, Any]) -> Layer:
+  """The transform that a config's dict describes: its name and its arguments."""
+  arguments = dict(config)
+  if "name" not in arguments:
+    raise ValueError(f"A transform needs a name. Known: {', '.join(known_transforms())}.")
+  return make_transform(arguments.pop("name"), **arguments)
+
+
+def check_pair(analysis: Layer, synthesis: Layer) -> None:
+  """Raises ValueError if a synthesis does not lead back from what an analysis gives."""
+  if analysis.downsample != synthesis.upsample:
+    raise ValueError(
+      f"The analysis shrinks images by {analysis.downsample}, the synthesis grows latents by "
+      f"{synthesis.upsample}: choose strides whose products are equal."
+    )
+  if analysis.out_channels != synthesis.in_channels:
+    raise ValueError(
+      f"The analysis gives {analysis.out_channels} channels, the synthesis takes "
+      f"{synthesis.in_channels}."
+    )
 
 
 def _hint(word: str, known: Sequence[str]) -> str:
@@ -380,22 +402,34 @@ class HyperSynthesis(Sequential):
   """
 
   def __init__(
-    self, bottleneck_size: int = 320, in_channels: Optional[int] = None, name: Optional[str] = None
+    self,
+    bottleneck_size: int = 320,
+    in_channels: Optional[int] = None,
+    channels: Optional[Sequence[int]] = None,
+    name: Optional[str] = None,
   ):
-    """Makes the layers, of bottleneck_size, 1.5 x and 2 x as many channels.
+    """Makes the layers.
 
     Args:
       bottleneck_size: channels of the latents, for each of which there are two outputs.
       in_channels: channels of the hyper-latents; None for bottleneck_size.
+      channels: between the layers; None for bottleneck_size and 1.5 x as many.
       name: the name of the module.
     """
     n = bottleneck_size
+    if channels is not None and len(channels) != 2:
+      raise ValueError(
+        f"channels is {tuple(channels)}; three layers have two numbers between them."
+      )
+    first, second = (n, n * 3 // 2) if channels is None else channels
     same = same_origin(5, 2)
     super().__init__(
       [
-        Conv2DTranspose(in_channels or n, n, 5, 2, activation="relu", origin=same, name="conv0"),
-        Conv2DTranspose(n, n * 3 // 2, 5, 2, activation="relu", origin=same, name="conv1"),
-        Conv2DTranspose(n * 3 // 2, 2 * n, 3, name="conv2"),
+        Conv2DTranspose(
+          in_channels or n, first, 5, 2, activation="relu", origin=same, name="conv0"
+        ),
+        Conv2DTranspose(first, second, 5, 2, activation="relu", origin=same, name="conv1"),
+        Conv2DTranspose(second, 2 * n, 3, name="conv2"),
       ],
       name=name,
     )

@@ -139,6 +139,7 @@ class TwoLayerSynthesis(Sequential):
     kernel_sizes: Sequence[int] = (13, 5),
     activation_type: Activation = "igdn",
     in_channels: int = 320,
+    gdn_gamma_init: float = 0.1,
     name: Optional[str] = None,
   ):
     """Makes the layers.
@@ -149,6 +150,7 @@ class TwoLayerSynthesis(Sequential):
       kernel_sizes: taps in each direction.
       activation_type: between the layers (see `make_activation`).
       in_channels: channels of the latents.
+      gdn_gamma_init: initial gamma of an "igdn" (see `GDN`).
       name: the name of the module.
     """
     _check(channels, strides, kernel_sizes)
@@ -159,7 +161,7 @@ class TwoLayerSynthesis(Sequential):
         Conv2DTranspose(
           in_channels, hidden, kernel_sizes[0], strides[0], origin=origins[0], name="conv0"
         ),
-        make_activation(activation_type, hidden, name="activation0"),
+        make_activation(activation_type, hidden, "activation0", gdn_gamma_init),
         Conv2DTranspose(hidden, out, kernel_sizes[1], strides[1], origin=origins[1], name="conv1"),
       ],
       name=name,
@@ -181,6 +183,7 @@ class TwoLayerResSynthesis(Sequential):
     activation_type: Activation = "igdn",
     res_type: str = "conv",
     in_channels: int = 320,
+    gdn_gamma_init: float = 0.1,
     name: Optional[str] = None,
   ):
     """Makes the layers. The arguments are those of `TwoLayerSynthesis`, and:
@@ -195,7 +198,14 @@ class TwoLayerResSynthesis(Sequential):
     super().__init__(
       [
         ActivatedPlusLinear(
-          in_channels, hidden, kernel_sizes[0], strides[0], activation_type, res_type, name="layer0"
+          in_channels,
+          hidden,
+          kernel_sizes[0],
+          strides[0],
+          activation_type,
+          res_type,
+          gdn_gamma_init,
+          name="layer0",
         ),
         Conv2DTranspose(hidden, out, kernel_sizes[1], strides[1], origin=origin, name="conv1"),
       ],
@@ -221,6 +231,7 @@ class ActivatedPlusLinear(Layer):
     stride: int,
     activation_type: Activation = "igdn",
     res_type: str = "conv",
+    gdn_gamma_init: float = 0.1,
     name: Optional[str] = None,
   ):
     """Makes the layers. The arguments are explained in `TwoLayerResSynthesis`."""
@@ -239,7 +250,7 @@ class ActivatedPlusLinear(Layer):
         origin=same_origin(kernel_size, stride),
         name="conv",
       )
-      self.activation = make_activation(activation_type, out_channels, name="activation")
+      self.activation = make_activation(activation_type, out_channels, "activation", gdn_gamma_init)
       self.linear: Optional[Sequential] = None
       if res_type == "d2s":
         self.linear = Sequential(

@@ -1,6 +1,5 @@
 """The factorized-prior codec (Ballé, Laparra and Simoncelli 2017): one latent, one section."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,16 +32,7 @@ class FactorizedCodec(TrainableCodec):
   ):
     """Raises ValueError if the transforms do not fit each other."""
     super().__init__(name=FAMILY)
-    if analysis.downsample != synthesis.upsample:
-      raise ValueError(
-        f"The analysis shrinks images by {analysis.downsample}, the synthesis grows latents by "
-        f"{synthesis.upsample}: choose strides whose products are equal."
-      )
-    if analysis.out_channels != synthesis.in_channels:
-      raise ValueError(
-        f"The analysis gives {analysis.out_channels} channels, the synthesis takes "
-        f"{synthesis.in_channels}."
-      )
+    transforms.check_pair(analysis, synthesis)
     self._fit_prior_to_data = fit_prior_to_data
     self.analysis = analysis
     self.synthesis = synthesis
@@ -137,9 +127,6 @@ class FactorizedCodec(TrainableCodec):
     }
 
 
-INITS = ("random", "dct")
-
-
 def build(model_config: Mapping[str, Any]) -> FactorizedCodec:
   """An untrained codec from `model_config`; factorized/configs/bls2017.py explains its fields.
 
@@ -147,25 +134,14 @@ def build(model_config: Mapping[str, Any]) -> FactorizedCodec:
     ValueError, TypeError: A value that no codec can be built from; the message lists the known.
   """
   quantizers.make_quantizer(model_config["quantizer"])
-  if model_config["init"] not in INITS:
-    raise ValueError(
-      f"Unknown model_config.init {model_config['init']!r}. Known: {', '.join(INITS)}."
-    )
+  dct_init.check(model_config["init"])
   codec = FactorizedCodec(
-    _transform(model_config["analysis"]),
-    _transform(model_config["synthesis"]),
+    transforms.from_config(model_config["analysis"]),
+    transforms.from_config(model_config["synthesis"]),
     offset_heuristic=model_config["quantizer"] != "mixedq",
     prior_init_scale=model_config["prior_init_scale"],
     fit_prior_to_data=model_config["init"] == "dct",
   )
   if model_config["init"] == "dct":
-    # At high rate, the step that minimises bits + lambda * step^2 / 12 for three coefficients a
-    # pixel, whose error is averaged over three channels.
-    step = math.sqrt(18 / math.log(2) / model_config["rd_lambda"])
-    dct_init.initialise(codec.analysis, codec.synthesis, step)
+    dct_init.initialise(codec.analysis, codec.synthesis, dct_init.step(model_config["rd_lambda"]))
   return codec
-
-
-def _transform(config: Mapping[str, Any]) -> transforms.Sequential:
-  arguments = dict(config)
-  return transforms.make_transform(arguments.pop("name"), **arguments)

@@ -10,7 +10,10 @@ from common import bitstream, data, hyper, profiling, quantizers, rd
 from common.bitstream import BitstreamError
 
 # Family -> config file that it can be built small from.
-FAMILIES = {"factorized": "factorized/configs/bls2017.py:tiny"}
+FAMILIES = {
+  "factorized": "factorized/configs/bls2017.py:tiny",
+  "mshyper": "mshyper/configs/mbt2018.py:tiny",
+}
 
 SIZES = [(1, 1), (7, 5), (16, 16), (17, 33), (1, 40), (61, 45)]
 
@@ -122,8 +125,8 @@ def test_truncated_files_are_refused(codec):
 
 
 def test_a_hostile_size_with_right_checksums_is_refused(codec):
-  stream = bitstream.read(codec.compress(_photo(40, 56)))
-  for height, width in [(11_000, 11_000), (24, 56), (1, 1)]:
+  stream = bitstream.read(codec.compress(_photo(80, 100)))
+  for height, width in [(11_000, 11_000), (40, 100), (1, 1)]:
     forged = bitstream.write(
       bitstream.Bitstream(
         stream.family, stream.fingerprint, height, width, stream.sections, stream.symbols_crc

@@ -1,0 +1,1 @@
+"""The mean-scale hyperprior family (Minnen, Ballé, Toderici, 2018)."""

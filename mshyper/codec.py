@@ -1,0 +1,269 @@
+"""The mean-scale hyperprior codec (Minnen, Ballé and Toderici 2018): latents y, hyper-latents z.
+
+z is coded with a factorized prior; from its rounded values the hyper-synthesis gives each y a mean
+and a scale, and y is coded with that normal density. Two sections in a file: z, y.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from common import bitstream, dct_init, entropy, exact, quantizers, rd, transforms
+from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
+from common.layers import Layer, Sequential
+from common.profiling import Stage
+
+FAMILY = "mshyper"
+
+
+class HyperpriorCodec(TrainableCodec):
+  """Analysis, hyper-analysis, hyper-synthesis, synthesis.
+
+  Attributes:
+    analysis: [B, H, W, 3] in -0.5..0.5 to the latents y [B, H/s, W/s, C].
+    synthesis: The way back.
+    hyper_analysis: y to the hyper-latents z.
+    hyper_synthesis: z to [B, H/s, W/s, 2C], the means and the log scales of y.
+    prior: Of z.
+    conditional: Of y, given means and scales.
+  """
+
+  def __init__(
+    self,
+    analysis: Layer,
+    synthesis: Layer,
+    hyper_analysis: Layer,
+    hyper_synthesis: Layer,
+    offset_heuristic: bool = True,
+    prior_init_scale: float = 10.0,
+    fit_to_data: bool = False,
+    exact_coding: bool = True,
+  ):
+    """Makes the codec.
+
+    Args:
+      analysis: See the attributes, as the next three.
+      synthesis: As above.
+      hyper_analysis: As above.
+      hyper_synthesis: As above.
+      offset_heuristic: See `entropy.FactorizedPrior`; for the grid of z.
+      prior_init_scale: Width of z's initial densities, in quantization steps.
+      fit_to_data: Whether `calibrate` fits the initial densities of z and y.
+      exact_coding: Whether files are coded with the integer hyper-synthesis (`common.exact`), so
+        that they decode everywhere; else with the float one, in less time, and then they may not
+        decode with another number of threads, library or processor.
+
+    Raises:
+      ValueError: The transforms do not fit each other.
+    """
+    super().__init__(name=FAMILY)
+    transforms.check_pair(analysis, synthesis)
+    channels = analysis.out_channels
+    if hyper_analysis.in_channels != channels or hyper_synthesis.out_channels != 2 * channels:
+      raise ValueError(
+        f"The analysis gives {channels} channels; the hyper-analysis takes "
+        f"{hyper_analysis.in_channels} (it must be as many) and the hyper-synthesis gives "
+        f"{hyper_synthesis.out_channels} (it must be {2 * channels}: means and log scales)."
+      )
+    transforms.check_pair(hyper_analysis, hyper_synthesis)
+    self._fit_to_data = fit_to_data
+    self.analysis = analysis
+    self.synthesis = synthesis
+    self.hyper_analysis = hyper_analysis
+    self.hyper_synthesis = hyper_synthesis
+    self.prior = entropy.FactorizedPrior(
+      hyper_analysis.out_channels, init_scale=prior_init_scale, offset_heuristic=offset_heuristic
+    )
+    self.conditional = entropy.GaussianConditional()
+    # Derived from the weights, so kept where checkpoints do not look.
+    self._exact = _Hidden(exact.ExactTransform(hyper_synthesis, "hyper") if exact_coding else None)
+
+  @property
+  def downsample_factor(self) -> int:
+    """Of analysis and hyper-analysis together."""
+    return self.analysis.downsample * self.hyper_analysis.downsample
+
+  def infer(self, x: tf.Tensor) -> Latents:
+    """See `TrainableCodec.infer`."""
+    y = self.analysis(x / 255.0 - 0.5)
+    return {"y": Latent(y), "z": Latent(self.hyper_analysis(y))}
+
+  def code(self, latents: Latents, quantizer: Quantizer) -> Coded:
+    """See `TrainableCodec.code`. Computes in float32, whatever files are coded with."""
+    z = quantizer("z", latents["z"].loc, self.prior.offset)
+    mean, log_scale = tf.split(self.hyper_synthesis(z.decode), 2, axis=-1)
+    y = quantizer("y", latents["y"].loc, mean)
+    bits = {"y": self.conditional.bits(y.rate, mean, log_scale), "z": self.prior.bits(z.rate)}
+    return Coded(decode={"y": y.decode}, bits=bits)
+
+  def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """See `TrainableCodec.synthesize`."""
+    return (self.synthesis(decode["y"]) + 0.5) * 255.0
+
+  @property
+  def prior_variables(self) -> Sequence[tf.Variable]:
+    """Of the factorized prior."""
+    return self.prior.trainable_variables
+
+  @property
+  def decoder_variables(self) -> Sequence[tf.Variable]:
+    """Of the synthesis; of the hyper-synthesis too where coding runs it in floating point."""
+    hyper = () if self._exact.transform is not None else self.hyper_synthesis.variables
+    return (*self.synthesis.variables, *hyper)
+
+  def calibrate(self, x: tf.Tensor) -> None:
+    """Fits the initial densities of z, and the mean densities of y, where the config asks for it.
+
+    The hyper-synthesis then starts at each channel's own mean and scale, nearly constant.
+    """
+    if not self._fit_to_data:
+      return
+    latents = {k: v.loc.numpy().reshape(-1, v.loc.shape[-1]) for k, v in self.infer(x).items()}
+    self.prior.calibrate(np.median(latents["z"], axis=0), np.std(latents["z"], axis=0))
+    last = self.hyper_synthesis
+    while isinstance(last, Sequential):
+      last = last.layers[-1]
+    spread = np.maximum(np.std(latents["y"], axis=0), 0.1)
+    last.kernel.assign(_INITIAL_HYPER_GAIN * last.kernel)
+    last.bias.assign(np.concatenate([np.mean(latents["y"], axis=0), np.log(spread)]))
+
+  def derive_coding(self) -> dict[str, np.ndarray]:
+    """See `TrainableCodec.derive_coding`."""
+    derived = {f"z/{key}": value for key, value in self.prior.derive().items()}
+    derived |= {f"y/{key}": value for key, value in entropy.gaussian_tables().arrays().items()}
+    if self._exact.transform is not None:
+      # Means as they are; log scales as row numbers of the tables.
+      ones = np.ones(self.analysis.out_channels)
+      per_row = 1.0 / entropy.LOG_SCALE_STEP
+      derived |= self._exact.transform.derive(
+        gain=np.concatenate([ones, per_row * ones]),
+        shift=np.concatenate([0.0 * ones, -entropy.LOG_SCALE_MIN * per_row * ones]),
+      )
+    return derived
+
+  def use_coding(self, derived: Mapping[str, np.ndarray]) -> None:
+    """See `TrainableCodec.use_coding`."""
+    self.prior.use(_below(derived, "z/"))
+    self.conditional.use(_below(derived, "y/"))
+    if self._exact.transform is not None:
+      self._exact.transform.use(derived)
+
+  def _conditions(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What y is coded with: means, float32, and rows of the tables, int32; both y's shape."""
+    if self._exact.transform is None:
+      parameters = self.graph("hyper_synthesis")(self.prior.values(z_symbols)).numpy()
+      mean, log_scale = np.split(np.nan_to_num(parameters), 2, axis=-1)
+      rows = (log_scale - entropy.LOG_SCALE_MIN) / entropy.LOG_SCALE_STEP
+    else:
+      one = 2.0**exact.FRACTION_BITS
+      offset = self.prior.offset.numpy().astype(np.float64) * one  # Whole: entropy.OFFSET_BITS.
+      parameters = self._exact.transform(tf.constant(z_symbols * one + offset)).numpy()
+      mean, rows = np.split(parameters / one, 2, axis=-1)
+    rows = np.clip(np.floor(rows + 0.5), 0, entropy.NUM_SCALES - 1)
+    return mean.astype(np.float32), rows.astype(np.int32)
+
+  def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
+    """See `TrainableCodec.rounded`."""
+    mean, _ = self._conditions(self.prior.symbols(latents["z"].loc))
+    return {"y": _values(entropy.round_around(latents["y"].loc, mean), mean)}
+
+  def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
+    """See `TrainableCodec.pack`."""
+    z = self.prior.symbols(latents["z"].loc)
+    mean, rows = self._conditions(z)
+    y = entropy.round_around(latents["y"].loc, mean)
+    return bitstream.write(
+      bitstream.Bitstream(
+        family=FAMILY,
+        fingerprint=self.fingerprint,
+        height=size[0],
+        width=size[1],
+        sections=(
+          entropy.encode(self.prior.tables, z),
+          entropy.encode(self.conditional.tables, y, rows),
+        ),
+        symbols_crc=entropy.symbols_crc(y, entropy.symbols_crc(z)),
+      )
+    )
+
+  def unpack(self, data: bytes) -> tuple[dict[str, tf.Tensor], tuple[int, int]]:
+    """See `TrainableCodec.unpack`."""
+    stream = bitstream.read(data)
+    bitstream.check_model(stream, FAMILY, self.fingerprint)
+    if len(stream.sections) != 2:
+      raise bitstream.BitstreamError(
+        f"{len(stream.sections)} sections; a {FAMILY} file has two: damaged or hostile."
+      )
+    factor = self.downsample_factor
+    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    z = entropy.decode(
+      self.prior.tables, stream.sections[0], (1, height, width, self.prior.channels)
+    )
+    mean, rows = self._conditions(z)
+    y = entropy.decode(self.conditional.tables, stream.sections[1], mean.shape, rows)
+    if entropy.symbols_crc(y, entropy.symbols_crc(z)) != stream.symbols_crc:
+      raise bitstream.BitstreamError(
+        "The decoded symbols are not those that were encoded: the tables differ or the file is "
+        "damaged"
+        + (
+          "."
+          if self._exact.transform is not None
+          else ", or (exact_coding=False) this machine rounds otherwise than the encoder's."
+        )
+      )
+    return {"y": _values(y, mean)}, (stream.height, stream.width)
+
+  def stages(self) -> dict[str, Stage]:
+    """f, f_h, g_h and g."""
+    scale = self.analysis.downsample
+    return {
+      "f": Stage(self.analysis, 1),
+      "f_h": Stage(self.hyper_analysis, scale),
+      "g_h": Stage(self.hyper_synthesis, self.downsample_factor),
+      "g": Stage(self.synthesis, scale),
+    }
+
+
+# Of the last hyper-synthesis kernel, where the initial densities are fitted to data.
+_INITIAL_HYPER_GAIN = 0.1
+
+
+class _Hidden:
+  """Keeps the integer transform from tf.Module, which would take its variables for the model's."""
+
+  def __init__(self, transform: Any):
+    self.transform = transform
+
+
+def _values(symbols: np.ndarray, mean: np.ndarray) -> tf.Tensor:
+  """What rounding y - mean to `symbols` makes of y, float32."""
+  return tf.constant(symbols.astype(np.float32) + mean)
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+  return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def build(model_config: Mapping[str, Any]) -> HyperpriorCodec:
+  """An untrained codec from `model_config`; mshyper/configs/mbt2018.py explains its fields.
+
+  Raises:
+    ValueError, TypeError: A value that no codec can be built from; the message lists the known.
+  """
+  quantizers.make_quantizer(model_config["quantizer"])
+  dct_init.check(model_config["init"])
+  codec = HyperpriorCodec(
+    analysis=transforms.from_config(model_config["analysis"]),
+    synthesis=transforms.from_config(model_config["synthesis"]),
+    hyper_analysis=transforms.from_config(model_config["hyper_analysis"]),
+    hyper_synthesis=transforms.from_config(model_config["hyper_synthesis"]),
+    offset_heuristic=model_config["quantizer"] != "mixedq",
+    prior_init_scale=model_config["prior_init_scale"],
+    fit_to_data=model_config["init"] == "dct",
+    exact_coding=model_config["exact_coding"],
+  )
+  if model_config["init"] == "dct":
+    dct_init.initialise(codec.analysis, codec.synthesis, dct_init.step(model_config["rd_lambda"]))
+  return codec

@@ -1,0 +1,73 @@
+"""Iterative inference on mshyper models: SGA (Yang, Bamler and Mandt 2020) on the latents.
+
+    python -m mshyper.itinf --config mshyper/configs/itinf.py \
+      --config.train_eval_config.warm_start_exp_dir=train_xms/<xid> \
+      --config.train_eval_config.warm_start_wid=<N> --config.data_config.dataset=kodak
+
+Costs 3000 steps of the synthesis, forward and backward, for each image. Measured: 300 steps on a
+`mbt2018.py:small` run take 38 s a Kodak picture on 2 CPU cores and 6% off the rate-distortion loss
+(docs/results.md); the 3000 steps have not been measured. `itinf.py:tiny` makes 100 steps.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from common import hyper
+
+VARIANTS = ("tiny",)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+  hyper.check_variant(variant, VARIANTS)
+  config = ml_collections.ConfigDict()
+  config.data_config = ml_collections.ConfigDict(
+    dict(
+      dataset="kodak",
+      batchsize=4,  # Images of one shape go together.
+    )
+  )
+  num_steps = config_dict.FieldReference(3_000)
+  config.train_eval_config = ml_collections.ConfigDict(
+    dict(
+      num_steps=num_steps,
+      seed=0,
+      log_metrics_every_steps=100,
+      warm_start_exp_dir="",  # The trained experiment (train_xms/<xid>) or run; required.
+      warm_start_wid=config_dict.placeholder(int),  # Its work unit.
+    )
+  )
+  config.itinf_config = ml_collections.ConfigDict(
+    dict(
+      method="sga",
+      learning_rate=5e-3,
+      decay_after_steps=(num_steps * 0.9).to_int(),  # Then a tenth of the learning rate.
+      temperature_rate=5e-4,  # tau(t) = 0.5 exp(-rate (t - start)), at most 0.5.
+      temperature_start_step=200,
+    )
+  )
+  # Overrides of the trained run's model_config; None keeps what it was trained with.
+  config.model_config = ml_collections.ConfigDict(dict(rd_lambda=config_dict.placeholder(float)))
+  if variant == "tiny":
+    hyper.set_values(
+      config,
+      {
+        "data_config.dataset": "sample",
+        "train_eval_config.num_steps": 100,
+        "train_eval_config.log_metrics_every_steps": 10,
+        "itinf_config.learning_rate": 2e-2,
+        "itinf_config.temperature_rate": 3e-2,
+        "itinf_config.temperature_start_step": 20,
+      },
+    )
+  return config
+
+
+def get_cfg_str(config: ml_collections.ConfigDict) -> str:
+  return hyper.name_from(
+    config, ["itinf_config.method", "data_config.dataset", "train_eval_config.warm_start_wid"]
+  )
+
+
+def get_hyper(variant: str = ""):
+  # One work unit a run of the trained experiment: seven rates, or the four of mbt2018.py:tiny.
+  return hyper.sweep("train_eval_config.warm_start_wid", range(4 if variant == "tiny" else 7))
