@@ -104,7 +104,7 @@ class _Link:
 
   Attributes:
     conv: Its kernel is set.
-    offset: Its first output channel that carries the signal.
+    offset: Its first output channel that carries the signal; the channels before it start at zero.
     channels: How many of its outputs can carry it.
     leak: The slope below zero of a ReLU that follows; None for none.
     gain_before, gain_after: What attention around it multiplies the signal with.
@@ -196,6 +196,7 @@ def _initialise(
     kernel *= gain if is_last else 1.0
     outputs = slice(link.offset, link.offset + merge.shape[3])
     kernel[:, :, : merge.shape[2], outputs] = 0
+    kernel[..., : link.offset] = 0
     covered = slice(conv.origin, conv.origin + conv.stride)
     kernel[covered, covered, : merge.shape[2], outputs] = merge
     conv.kernel.assign(kernel.astype(np.float32))
