@@ -12,24 +12,20 @@ from typing import Callable
 
 import tensorflow as tf
 
-_MATRIX_SIZE = 3072
+from common import profiling
+
 _COPY_BYTES = 2**28
 
 
-def make_matmul_probe(size: int = _MATRIX_SIZE) -> Callable[[], float]:
+def make_matmul_probe(size: int = profiling.MATRIX_SIZE) -> Callable[[], float]:
   """Returns a function that multiplies two size x size matrices and returns its GFLOP/s."""
-  a, b = tf.random.normal([size, size]), tf.random.normal([size, size])
-
-  @tf.function
-  def product() -> tf.Tensor:
-    return tf.matmul(a, b)[:1, :1]
-
+  product, flops = profiling.make_matmul(size)
   product().numpy()
 
   def probe() -> float:
     start = time.perf_counter()
     product().numpy()
-    return 2 * size**3 / (time.perf_counter() - start) / 1e9
+    return flops / (time.perf_counter() - start) / 1e9
 
   return probe
 

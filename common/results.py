@@ -68,7 +68,28 @@ class ResultFile:
     dataset: name, images (file names in order) and hash (SHA-256 over the pictures' pixels).
     mode: One of MODES.
     records: One a picture.
-    profile: FLOPs a pixel, parameters and seconds a stage, where they were asked for.
+    profile: What the model costs, where it was asked for (`--profile`); else None. See below.
+
+  Fields of `profile` (made by `common.profiling.profile_codec`; FLOPs are 2 a multiply-add, seconds
+  are medians over `repeats` for one picture, in float32):
+    image: File name of the picture.
+    size: [height, width] of the picture.
+    num_bytes: Of its file.
+    device: What ran it.
+    repeats: How often each part was timed.
+    matmul_gflops: GFLOP/s of a large matrix product in the same run: the ceiling.
+    matmul_gflops_range: [least, most] over the repeats; far apart if the machine was busy.
+    stages: By the codec's names ("f" analysis, "f_h", "g" synthesis, "g_h", ...):
+      flops_per_pixel: For each pixel of the image, biases and GDN's divisions counted as published
+        tables do.
+      flops_per_pixel_products: The multiply-adds alone.
+      num_parameters: Trained scalars.
+      seconds: Of one call, at the padded picture's size.
+      share: `seconds` over the sum of all stages', 0..1.
+      gflops: GFLOP/s of the multiply-adds.
+    seconds: Between pixels and bytes: infer, pack and, for both, compress; unpack (with a
+      hyperprior's synthesis), synthesize, to_image (rounding to uint8) and, for all, decompress.
+    decoder_flops_per_pixel: Sum of `flops_per_pixel` over the stages named "g...".
   """
 
   run: dict[str, Any]

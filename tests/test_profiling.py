@@ -2,11 +2,17 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import json
+import time
+
 import pytest
 import tensorflow as tf
 
-from common.profiling import Stage, flops_per_pixel, profile_stages, time_stage
+from common import profiling
+from common.profiling import Stage, flops_per_pixel, profile_stages, time_in_turn
 from common.transforms import make_transform
+from factorized.codec import FactorizedCodec
+from tests.conftest import picture
 
 
 def test_bls2017_layer_by_layer():
@@ -97,14 +103,207 @@ def test_shallow_layer_by_layer():
   assert flops_per_pixel(hyper, 64) == 2 * 36 * 320 * 640 / 64**2
 
 
-def test_time_stage_excludes_the_warm_up_and_names_the_device():
-  calls = []
+def test_mbt2018_layer_by_layer():
+  """Plain arithmetic for both conventions, with other channels, widths that differ everywhere."""
+  n, m = 24, 40
+  kernels = 25 * (3 * n / 2**2 + n * n / 4**2 + n * n / 8**2 + n * m / 16**2)
+  gammas = n * n * (1 / 2**2 + 1 / 4**2 + 1 / 8**2)
+  # A bias for each value; beta and a division for each value of the three GDNs.
+  biases = n / 2**2 + n / 4**2 + n / 8**2 + m / 16**2
+  gdns = 2 * n * (1 / 2**2 + 1 / 4**2 + 1 / 8**2)
+  analysis = make_transform("MBT2018Analysis", channels_base=n, output_channels=m)
+  assert flops_per_pixel(analysis) == 2 * (kernels + gammas)
+  assert flops_per_pixel(analysis, elementwise=True) == 2 * (kernels + gammas) + biases + gdns
+  # The mirror: the same products, its biases lie on the larger side.
+  synthesis = make_transform("MBT2018Synthesis", channels_base=n, in_channels=m)
+  biases = n / 8**2 + n / 4**2 + n / 2**2 + 3
+  assert flops_per_pixel(synthesis, 16) == 2 * (kernels + gammas)
+  assert flops_per_pixel(synthesis, 16, elementwise=True) == 2 * (kernels + gammas) + biases + gdns
 
-  def stage(x):
-    calls.append(x)
-    return {"y": tf.ones([2]) * x, "empty": None}
 
-  result = time_stage(stage, 3.0, repeats=4, warmup=2)
-  assert calls == [3.0] * 6
-  assert 0 < result.min_seconds <= result.median_seconds <= result.max_seconds
-  assert result.device
+def test_hyper_layer_by_layer():
+  n = 40
+  analysis = make_transform("HyperAnalysis", bottleneck_size=n)
+  products = 2 * n * n * (9 / 16**2 + 25 / 32**2 + 25 / 64**2)
+  assert flops_per_pixel(analysis, 16) == products
+  biases = n * (1 / 16**2 + 1 / 32**2 + 1 / 64**2)
+  assert flops_per_pixel(analysis, 16, elementwise=True) == products + biases
+  synthesis = make_transform("HyperSynthesis", bottleneck_size=n)
+  # A transposed layer's products are counted at its input's size.
+  wide = 3 * n // 2
+  products = 2 * (25 * n * n / 64**2 + 25 * n * wide / 32**2 + 9 * wide * 2 * n / 16**2)
+  assert flops_per_pixel(synthesis, 64) == products
+  biases = n / 32**2 + wide / 16**2 + 2 * n / 16**2
+  assert flops_per_pixel(synthesis, 64, elementwise=True) == products + biases
+
+
+_PUBLISHED = {
+  "mbt2018": ("mbt2018", "mbt2018", dict(f=187583, f_h=13452, g_h=30355, g=187585)),
+  "jpegl": ("elic", "jpegl", dict(f=510846, f_h=13452, g_h=30355, g=2433)),
+  "two_layer_syn": ("elic", "two_layer_syn", dict(f=510846, f_h=13452, g_h=30355, g=10680)),
+}
+
+
+@pytest.mark.parametrize("model", _PUBLISHED)
+def test_published_tables_come_out_of_the_stages(model):
+  analysis, synthesis, published = _PUBLISHED[model]
+  transforms = {"f": _ANALYSIS[analysis], **_HYPER, "g": _SYNTHESIS[synthesis]}
+  scales = {"f": 1, "f_h": 16, "g_h": 64, "g": 16}
+  stages = {
+    k: Stage(make_transform(name, **arguments), scales[k])
+    for k, (name, arguments) in transforms.items()
+  }
+  for elementwise in (False, True):
+    costs = profile_stages(stages, elementwise)
+    assert list(costs) == ["f", "f_h", "g_h", "g"]
+    for name, cost in costs.items():
+      assert cost.flops_per_pixel == pytest.approx(published[name], rel=0.005)
+
+
+def _profiled_by_tensorflow(transform, height, width):
+  """FLOPs of the traced graph as TensorFlow's own profiler counts them."""
+  spec = tf.TensorSpec([1, height, width, transform.in_channels])
+  graph = tf.function(lambda x: transform(x)).get_concrete_function(spec).graph
+  options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+  options["output"] = "none"
+  return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
+
+
+@pytest.mark.parametrize(
+  "name,arguments,scale",
+  [
+    ("BLS2017Analysis", dict(num_filters=64), 1),
+    ("BLS2017Synthesis", dict(num_filters=64), 16),
+    (*_ANALYSIS["mbt2018"], 1),
+    (*_SYNTHESIS["mbt2018"], 16),
+    (*_ANALYSIS["elic"], 1),
+    ("ElicSynthesis", {}, 16),
+    ("CNNAnalysis", {}, 1),
+    ("CNNSynthesis", {}, 16),
+    (*_HYPER["f_h"], 16),
+    (*_HYPER["g_h"], 64),
+    ("JPEGLikeHyperSynthesis", {}, 64),
+    (*_SYNTHESIS["jpegl"], 16),
+    (*_SYNTHESIS["two_layer_syn"], 16),
+    ("TwoLayerResSynthesis", dict(res_type="d2s"), 16),
+    ("TwoLayerSynthesis", {}, 16),
+  ],
+)
+def test_tensorflows_profiler_counts_the_same(name, arguments, scale):
+  """Nothing is run, so the image may be large: what is computed beyond its edges, and once an
+  image, then hardly counts."""
+  transform, side = make_transform(name, **arguments), 8192
+  counted = _profiled_by_tensorflow(transform, side // scale, side // scale) / side**2
+  assert flops_per_pixel(transform, scale, elementwise=True) == pytest.approx(counted, rel=0.003)
+
+
+def test_calls_take_turns_and_the_warm_up_does_not_count():
+  order = []
+
+  def call(name, seconds):
+    order.append(name)
+    time.sleep(0.1 if len(order) <= 2 else seconds)
+    return {"y": tf.ones([2]), "empty": None}
+
+  seconds = time_in_turn(
+    {"a": lambda: call("a", 0.001), "b": lambda: call("b", 0.02)}, repeats=3, warmup=1
+  )
+  assert order == ["a", "b"] * 4
+  assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+  assert min(seconds["b"]) >= 0.02 and min(seconds["a"]) < 0.1
+
+
+class _FourStages(FactorizedCodec):
+  """A codec with a hyperprior's stages, whose coding takes known times."""
+
+  def stages(self):
+    f, g = (super(_FourStages, self).stages()[name] for name in "fg")
+    f_h = Stage(make_transform("HyperAnalysis", bottleneck_size=4), 16)
+    g_h = Stage(make_transform("HyperSynthesis", bottleneck_size=4), 64)
+    return {"f": f, "f_h": f_h, "g_h": g_h, "g": g}
+
+  def pack(self, latents, size):
+    time.sleep(0.02)
+    return super().pack(latents, size)
+
+  def unpack(self, data):
+    time.sleep(0.03)
+    return super().unpack(data)
+
+
+def _codec():
+  codec = _FourStages(
+    make_transform("BLS2017Analysis", num_filters=4),
+    make_transform("BLS2017Synthesis", num_filters=4),
+  )
+  codec.prepare()
+  return codec
+
+
+def test_profile_of_a_codec():
+  codec, image = _codec(), picture(50, 70)
+  profile = profiling.profile_codec(codec, image, repeats=3, matrix_size=64)
+  assert json.loads(json.dumps(profile)) == profile
+  assert profile["size"] == [50, 70] and profile["repeats"] == 3
+  assert profile["num_bytes"] == len(codec.compress(image))
+  assert list(profile["stages"]) == ["f", "f_h", "g_h", "g"]
+  expected = profile_stages(codec.stages(), elementwise=True)
+  products = profile_stages(codec.stages())
+  for name, stage in profile["stages"].items():
+    assert stage["flops_per_pixel"] == expected[name].flops_per_pixel
+    assert stage["flops_per_pixel_products"] == products[name].flops_per_pixel
+    assert stage["num_parameters"] == expected[name].num_parameters
+    assert stage["seconds"] > 0
+  # GFLOP/s are of the padded picture: 64 x 80 pixels.
+  f = profile["stages"]["f"]
+  assert f["gflops"] * f["seconds"] * 1e9 == pytest.approx(
+    f["flops_per_pixel_products"] * 64 * 80, rel=1e-6
+  )
+  assert sum(stage["share"] for stage in profile["stages"].values()) == pytest.approx(1)
+  assert profile["decoder_flops_per_pixel"] == (
+    expected["g"].flops_per_pixel + expected["g_h"].flops_per_pixel
+  )
+  seconds = profile["seconds"]
+  assert 0.02 <= seconds["pack"] < seconds["compress"]
+  assert 0.03 <= seconds["unpack"] < seconds["decompress"]
+  assert min(seconds.values()) > 0
+  low, high = profile["matmul_gflops_range"]
+  assert 0 < low <= profile["matmul_gflops"] <= high
+  assert profile["device"]
+
+
+def test_table_shows_every_stage_and_step():
+  profile = {
+    "size": [512, 768],
+    "num_bytes": 24576,
+    "device": "a machine",
+    "repeats": 5,
+    "matmul_gflops": 200.0,
+    "matmul_gflops_range": [190.0, 210.0],
+    "stages": {
+      "g": {
+        "flops_per_pixel": 187584.0,
+        "flops_per_pixel_products": 187392.0,
+        "num_parameters": 3505347,
+        "seconds": 0.7368,
+        "share": 1.0,
+        "gflops": 100.0,
+      }
+    },
+    "seconds": {
+      "infer": 3.0,
+      "pack": 1.0,
+      "compress": 4.0,
+      "unpack": 0.5,
+      "synthesize": 1.25,
+      "to_image": 0.25,
+      "decompress": 2.0,
+    },
+  }
+  lines = [line.split() for line in profiling.table(profile).splitlines()]
+  assert ["g", "187,584", "187,392", "3,505,347", "0.7368", "100.0%", "100.0", "50.0%"] in lines
+  assert ["pack", "1.0000", "25.0%"] in lines and ["compress", "4.0000", "100.0%"] in lines
+  assert ["unpack", "0.5000", "25.0%"] in lines and ["decompress", "2.0000", "100.0%"] in lines
+  assert ["24576", "bytes,", "0.500", "bits", "per", "pixel"] in lines
+  assert "busy" not in profiling.table(profile)
+  assert "busy" in profiling.table({**profile, "matmul_gflops_range": [150.0, 210.0]})
