@@ -7,10 +7,11 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from absl import flags as absl_flags
 
@@ -269,7 +270,7 @@ def _resolve(
 def eval_main(
   family: str, evaluate: Callable[..., Any], argv: Optional[Sequence[str]] = None
 ) -> None:
-  """Evaluates a run and exits: 0 done, 1 failed, 2 the command line is wrong.
+  """Evaluates a run and exits: 0 done, 1 failed, 2 the command line or config is wrong.
 
   `evaluate` is called with the arguments of `eval_lib.evaluate`.
   """
@@ -277,7 +278,7 @@ def eval_main(
 
 
 def _define_eval_flags(values: absl_flags.FlagValues) -> None:
-  text = absl_flags.DEFINE_string
+  text, boolean = absl_flags.DEFINE_string, absl_flags.DEFINE_bool
   text("workdir", None, "The run to evaluate.", flag_values=values)
   text("dataset", None, "A name in configs.py, a folder, a glob or an image.", flag_values=values)
   absl_flags.DEFINE_enum(
@@ -286,45 +287,119 @@ def _define_eval_flags(values: absl_flags.FlagValues) -> None:
   )  # fmt: skip
   text("step", None, "Evaluate this checkpoint, or 'best'; default the newest.", flag_values=values)
   text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
-  absl_flags.DEFINE_bool(
-    "skip_existing", True, "Leave existing results of the same pictures.", flag_values=values
-  )
+  boolean("skip_existing", True, "Leave existing results of the same pictures.", flag_values=values)
   text("save_dir", None, "Write decoded pictures and files here.", flag_values=values)
   text("job_dir", None, "Where a launcher reads this job's state.", flag_values=values)
+  boolean(
+    "profile", False, "Measure FLOPs per pixel, parameters and seconds of the model's stages; "
+    "print them, and with --dataset put them into the results file. On a machine that is busy "
+    "(launch_eval.py --jobs) seconds mean little.", flag_values=values,
+  )  # fmt: skip
+  text(
+    "profile_size", None, "Profile with a picture of this size, HxW (height x width). Default: of "
+    "the data set's picture with the median number of pixels; without --dataset 512x768.",
+    flag_values=values,
+  )  # fmt: skip
+  text(
+    "config", None, "With --profile, without --workdir: measure this config's untrained model.",
+    flag_values=values,
+  )  # fmt: skip
+
+
+def _eval_usage(family: str) -> str:
+  run = "train_xms/<xid>/wid=<N>-<runname>"
+  return (
+    f"Measures a run of the family {family!r} on a data set, in bytes of real files.\n\n"
+    f"  python -m {family}.eval --workdir {run} --dataset kodak [--profile]\n"
+    f"  python -m {family}.eval --profile --workdir {run}\n"
+    f"  python -m {family}.eval --profile --config {family}/configs/FILE.py "
+    "[--config.key=value ...]"
+  )
 
 
 def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> int:
-  usage = (
-    f"Measures a run of the family {family!r} on a data set, in bytes of real files.\n\n"
-    f"  python -m {family}.eval --workdir train_xms/<xid>/wid=<N>-<runname> --dataset kodak"
-  )
   values = None
   try:
-    values, _, _ = flags.parse(argv, _define_eval_flags, usage, allow_config=False)
-    for name in ("workdir", "dataset"):
-      if values[name].value is None:
-        raise flags.UsageError(f"--{name} is needed; see --help.")
-    run = runs.RunDir.open(values.workdir)
-    unit = run.read_work_unit()
-    if unit.family != family or unit.task != "train":
-      raise flags.UsageError(
-        f"{values.workdir} is a run of {unit.family}.{unit.task}"
-        + (f": python -m {unit.family}.eval" if unit.task == "train" else "; name a training run.")
-      )
+    values, config_file, overrides = flags.parse(argv, _define_eval_flags, _eval_usage(family))
+    size = _profile_size(values)
+    run: Union[runs.RunDir, hyper.WorkUnit]
+    if config_file is not None:
+      run = _unit_to_profile(family, values, config_file, overrides)
+    else:
+      run = _run_to_evaluate(family, values)
     set_up_process()
-    from common import data
+    if values.dataset is not None:
+      from common import data
 
-    data.resolve(values.dataset)
+      data.resolve(values.dataset)
   except (flags.UsageError, ValueError, runs.RunError) as e:
     print(f"Error: {e}", file=sys.stderr)
     if values is not None and values.job_dir:
       _end(_job_dir(values.job_dir), "FAILED", reason=str(e)[:2000])
     return 2
   with logging_to():
-    return _evaluate(values, run, evaluate)
+    return _evaluate(values, run, size, evaluate)
 
 
-def _evaluate(values: absl_flags.FlagValues, run: runs.RunDir, evaluate: Callable[..., Any]) -> int:
+def _profile_size(values: absl_flags.FlagValues) -> Optional[tuple[int, int]]:
+  """--profile_size as (height, width)."""
+  text = values.profile_size
+  if text is None:
+    return None
+  if not values.profile:
+    raise flags.UsageError("--profile_size goes with --profile.")
+  match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+  if match is None:
+    raise flags.UsageError(
+      f"--profile_size={text}: needs HxW, height and width in pixels: --profile_size=512x768."
+    )
+  return int(match.group(1)), int(match.group(2))
+
+
+def _unit_to_profile(
+  family: str,
+  values: absl_flags.FlagValues,
+  config_file: hyper.ConfigFile,
+  overrides: dict[str, Any],
+) -> hyper.WorkUnit:
+  if not values.profile:
+    raise flags.UsageError("--config is for --profile; an evaluation needs --workdir.")
+  if values.workdir is not None:
+    raise flags.UsageError("--workdir holds the run's config: it goes without --config.")
+  for name in sorted(values):
+    if values[name].present and name not in ("profile", "profile_size", "alsologtostderr"):
+      raise flags.UsageError(
+        f"--{name} needs a trained run: --workdir instead of --config. An untrained model is only "
+        "profiled; --profile_size sets the picture's size."
+      )
+  return hyper.make_work_unit(config_file, family, "train", overrides=overrides)
+
+
+def _run_to_evaluate(family: str, values: absl_flags.FlagValues) -> runs.RunDir:
+  if values.workdir is None:
+    also = " (or --config, for the profile of an untrained model)" if values.profile else ""
+    raise flags.UsageError(f"--workdir is needed{also}; see --help.")
+  if values.dataset is None:
+    if not values.profile:
+      raise flags.UsageError("--dataset is needed, or --profile; see --help.")
+    if values.save_dir is not None:
+      raise flags.UsageError("--save_dir needs --dataset: a profile writes no pictures.")
+  run = runs.RunDir.open(values.workdir)
+  unit = run.read_work_unit()
+  if unit.family != family or unit.task != "train":
+    raise flags.UsageError(
+      f"{values.workdir} is a run of {unit.family}.{unit.task}"
+      + (f": python -m {unit.family}.eval" if unit.task == "train" else "; name a training run.")
+    )
+  return run
+
+
+def _evaluate(
+  values: absl_flags.FlagValues,
+  run: Union[runs.RunDir, hyper.WorkUnit],
+  profile_size: Optional[tuple[int, int]],
+  evaluate: Callable[..., Any],
+) -> int:
   job_dir = _job_dir(values.job_dir) if values.job_dir else None
   if job_dir is not None:
     job_dir.write_state("RUNNING", pid=os.getpid())
@@ -338,6 +413,8 @@ def _evaluate(values: absl_flags.FlagValues, run: runs.RunDir, evaluate: Callabl
       skip_existing=values.skip_existing,
       save_dir=values.save_dir,
       job_dir=job_dir,
+      profile=values.profile,
+      profile_size=profile_size,
     )
   except KeyboardInterrupt:
     if job_dir is not None:
@@ -348,10 +425,11 @@ def _evaluate(values: absl_flags.FlagValues, run: runs.RunDir, evaluate: Callabl
     _LOG.error("Error: %s: %s", type(e).__name__, e, exc_info=not expected)
     if job_dir is not None:
       _end(job_dir, "FAILED", reason=f"{type(e).__name__}: {e}"[:2000])
-    return 1
+    return 2 if isinstance(e, hyper.ConfigError) and isinstance(run, hyper.WorkUnit) else 1
   if job_dir is not None:
-    _end(job_dir, "DONE", result=str(path))
-  print(path)
+    _end(job_dir, "DONE", **({} if path is None else {"result": str(path)}))
+  if path is not None:
+    print(path)
   return 0
 
 

@@ -1,13 +1,15 @@
-"""Evaluation of a trained run on a data set: real bitstreams, image by image."""
+"""Evaluation of a trained run on a data set: real bitstreams, image by image; and its profile."""
 
+import dataclasses
 import logging
 import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
+import tensorflow as tf
 
 import configs
 from common import (
@@ -15,6 +17,7 @@ from common import (
   data,
   hyper,
   metrics,
+  profiling,
   quantizers,
   rd,
   results,
@@ -25,6 +28,9 @@ from common import (
 from common.codec import BuildCodec, Codec, TrainableCodec
 
 _LOG = logging.getLogger(__name__)
+
+# (Height, width) of the picture to profile with, where neither a data set nor the user sets it.
+PROFILE_SIZE = (512, 768)
 
 
 class MismatchError(RuntimeError):
@@ -150,22 +156,25 @@ def run_facts(run: runs.RunDir) -> dict[str, Any]:
 
 
 def evaluate(
-  run: runs.RunDir,
+  run: Union[runs.RunDir, hyper.WorkUnit],
   build: BuildCodec,
-  dataset: str,
+  dataset: Optional[str],
   mode: str = "bitstream",
   step: Optional[str] = None,
   results_dir: runs.PathLike = configs.RESULTS_DIR,
   skip_existing: bool = True,
   save_dir: Optional[runs.PathLike] = None,
   job_dir: Optional[runs.RunDir] = None,
-) -> pathlib.Path:
+  profile: bool = False,
+  profile_size: Optional[tuple[int, int]] = None,
+) -> Optional[pathlib.Path]:
   """Evaluates a run on a data set and writes its results file; returns that file's path.
 
   Args:
-    run: A training run with a checkpoint.
+    run: A training run with a checkpoint; or a work unit, whose untrained model is profiled.
     build: Of its family.
-    dataset: As `data.load_eval_images` takes it.
+    dataset: As `data.load_eval_images` takes it; None (always with a work unit): profile only,
+      print that, write nothing and return None.
     mode: "bitstream" measures files, "estimated" likelihoods only.
     step: Of the checkpoint, or "best"; None for the newest.
     results_dir: Where results lie.
@@ -173,20 +182,91 @@ def evaluate(
       as it is; not if `save_dir` is given.
     save_dir: Where decoded pictures (PNG) and files (.ntc) go; None: nowhere.
     job_dir: Where a launcher looks for the state of this evaluation.
+    profile: Whether to measure what the model costs, print that and put it into the results file,
+      also into one that is left as it is otherwise. Without this, a results file that is made anew
+      keeps the profile of the same model.
+    profile_size: (height, width) of the picture to profile with; None for the data set's typical
+      one, or PROFILE_SIZE.
+
+  Raises:
+    hyper.ConfigError: The work unit's config gives no model of this family.
   """
-  images = data.load_eval_images(dataset)
+  if isinstance(run, hyper.WorkUnit):
+    name, image = sample_image(profile_size or PROFILE_SIZE)
+    profile_and_print(untrained_codec(run, build, image), name, image, step=None)
+    return None
   codec, number = load_codec(run, build, step)
+  if dataset is None:
+    profile_and_print(codec, *sample_image(profile_size or PROFILE_SIZE), step=number)
+    return None
+  images = data.load_eval_images(dataset)
   facts = {**run_facts(run), "fingerprint": codec.fingerprint.hex()}
   unit = run.read_work_unit()
   path = results.result_path(results_dir, images.name, mode, facts, number)
-  is_current = path.is_file() and _is_current(path, facts, unit, images)
-  if is_current and skip_existing and save_dir is None:
+  current = _current(path, facts, unit, images)
+  if current is not None and skip_existing and save_dir is None:
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
-    return path
+    result = current
+  else:
+    records = _measure(codec, images, mode, save_dir, job_dir, run.path.name)
+    result = results.ResultFile(
+      run=facts,
+      config=unit.config,
+      overrides=unit.overrides,
+      step=number,
+      dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
+      mode=mode,
+      records=records,
+      profile=None if current is None else current.profile,
+    )
+    results.write(results_dir, result)
+    _LOG.info("%s", summary(result))
+  if profile:
+    measured = profile_and_print(codec, *_typical_image(dataset, images, profile_size), step=number)
+    results.write(results_dir, dataclasses.replace(result, profile=measured))
+    _LOG.info("The profile is in %s", path)
+  return path
+
+
+def _current(
+  path: pathlib.Path, facts: dict[str, Any], unit: hyper.WorkUnit, images: data.EvalImages
+) -> Optional[results.ResultFile]:
+  """A results file, if there is one of this model, config and these pictures.
+
+  Raises:
+    results.ResultError: It is another run's: two runs never share a file.
+  """
+  if not path.is_file():
+    return None
+  try:
+    there = results.read(path)
+  except results.ResultError as e:
+    _LOG.warning("%s; it is made anew.", e)
+    return None
+  workdir = there.run.get("workdir")
+  if there.run.get("fingerprint") == facts["fingerprint"] and there.config == unit.config:
+    return there if there.dataset["hash"] == images.hash else None
+  if workdir != facts["workdir"]:
+    raise results.ResultError(
+      f"{path} holds results of another run with this xid and wid ({workdir}). Give "
+      "--results_dir, or move that file away."
+    )
+  return None
+
+
+def _measure(
+  codec: Codec,
+  images: data.EvalImages,
+  mode: str,
+  save_dir: Optional[runs.PathLike],
+  job_dir: Optional[runs.RunDir],
+  label: str,
+) -> tuple[results.EvalRecord, ...]:
+  """The records of all pictures."""
   if len(images):  # The first call traces; it is not part of anybody's time.
     _, image = images[0]
     codec.decompress(codec.compress(image))
-  progress = writers.Progress(len(images), unit="image", run=job_dir, label=run.path.name)
+  progress = writers.Progress(len(images), unit="image", run=job_dir, label=label)
   records = []
   try:
     for measured in _records(codec, images, mode, save_dir):
@@ -194,42 +274,7 @@ def evaluate(
       progress.update(len(records), f"{measured.bpp:.3f} bpp {measured.psnr_db or math.inf:.2f} dB")
   finally:
     progress.close()
-  result = results.ResultFile(
-    run=facts,
-    config=unit.config,
-    overrides=unit.overrides,
-    step=number,
-    dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
-    mode=mode,
-    records=tuple(records),
-  )
-  path = results.write(results_dir, result)
-  _LOG.info("%s", summary(result))
-  return path
-
-
-def _is_current(
-  path: pathlib.Path, facts: dict[str, Any], unit: hyper.WorkUnit, images: data.EvalImages
-) -> bool:
-  """Whether a results file is of this model, config and these pictures.
-
-  Raises:
-    results.ResultError: It is another run's: two runs never share a file.
-  """
-  try:
-    there = results.read(path)
-  except results.ResultError as e:
-    _LOG.warning("%s; it is made anew.", e)
-    return False
-  workdir = there.run.get("workdir")
-  if there.run.get("fingerprint") == facts["fingerprint"] and there.config == unit.config:
-    return there.dataset["hash"] == images.hash
-  if workdir != facts["workdir"]:
-    raise results.ResultError(
-      f"{path} holds results of another run with this xid and wid ({workdir}). Give "
-      "--results_dir, or move that file away."
-    )
-  return False
+  return tuple(records)
 
 
 def _records(
@@ -240,6 +285,74 @@ def _records(
     if save_dir is not None:
       save(save_dir, name, decoded, None if mode == "estimated" else codec.compress(image))
     yield measured
+
+
+def untrained_codec(unit: hyper.WorkUnit, build: BuildCodec, image: np.ndarray) -> TrainableCodec:
+  """A config's codec with initial weights, calibrated on a crop of `image` and ready to compress.
+
+  Raises:
+    hyper.ConfigError: The config gives no model of this family.
+  """
+  tf.keras.utils.set_random_seed(0)
+  try:
+    codec = build(hyper.to_config(unit.config).model_config)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    why = f"it lacks {e.args[0]!r}." if isinstance(e, KeyError) else str(e)
+    raise hyper.ConfigError(
+      f"{unit.config_file} gives no model of the family {unit.family!r}: {why} "
+      f"The family's configs are in {unit.family}/configs/."
+    ) from e
+  codec.calibrate(rd.pad(rd.to_batch(image[:256, :256]), codec.downsample_factor))
+  codec.prepare()
+  return codec
+
+
+def profile_and_print(
+  codec: TrainableCodec, name: str, image: np.ndarray, step: Optional[int]
+) -> dict[str, Any]:
+  """Measures what a codec costs for a picture, prints that, and returns it as results hold it.
+
+  Args:
+    codec: With tables.
+    name: Of the picture.
+    image: uint8 [H, W, 3].
+    step: Of the weights; None: untrained.
+  """
+  _LOG.info("Profiling %s with %s ...", type(codec).__name__, name)
+  measured = {"image": name, **profiling.profile_codec(codec, image)}
+  print(f"{name}, weights: {'untrained' if step is None else f'step {step}'}")
+  print(profiling.table(measured))
+  if step is None:
+    print("Bytes and seconds of pack and unpack are not typical: they depend on trained weights.")
+  return measured
+
+
+def sample_image(size: tuple[int, int]) -> tuple[str, np.ndarray]:
+  """A photograph of the data set `sample`, mirrored and cropped to (height, width), and its name.
+
+  Raises:
+    data.DataError: The packages that hold the photographs are not installed.
+  """
+  name, image = data.load_eval_images("sample")[0]
+  return name, _fitted(image, size)
+
+
+def _typical_image(
+  dataset: str, images: data.EvalImages, size: Optional[tuple[int, int]]
+) -> tuple[str, np.ndarray]:
+  """The picture with the median number of pixels, at its own size or fitted to `size`."""
+  whole = set(images.names)
+  sources = [s for s in data.resolve(dataset) if s.name in whole]
+  sources.sort(key=lambda s: s.size()[0] * s.size()[1])
+  middle = sources[(len(sources) - 1) // 2]
+  image = middle.load()
+  return middle.name, image if size is None else _fitted(image, size)
+
+
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The picture's top left corner; what it lacks to `size` is mirrored."""
+  lacking = [(0, max(0, wanted - side)) for wanted, side in zip(size, image.shape)]
+  return np.pad(image, [*lacking, (0, 0)], "symmetric")[: size[0], : size[1]]
 
 
 def save(

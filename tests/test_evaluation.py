@@ -1,6 +1,8 @@
 """Evaluation: real bytes, records of each image, files that say where they come from."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from common import checkpoints, cli, data, eval_lib, results, runs
 from factorized.codec import build
-from tests.conftest import picture, run_command, tiny_arguments, train
+from tests.conftest import ROOT, picture, run_command, tiny_arguments, train
 
 
 def _evaluate(argv):
@@ -183,3 +185,123 @@ def test_a_decoder_that_gives_another_picture_is_never_averaged_over(trained_run
   name, image = data.load_eval_images(str(pictures))[0]
   with pytest.raises(eval_lib.MismatchError, match="differs from the encoder's"):
     eval_lib.record(codec, name, image, "bitstream")
+
+
+# --- --profile -----------------------------------------------------------------------------------
+
+_TINY = [
+  a for a in tiny_arguments("unused", "unused") if "model_config" in a or a.endswith(".py:tiny")
+]
+
+
+def _config_of(name):
+  return ["--config", str(ROOT / "factorized/configs" / name)]
+
+
+def test_profile_of_an_untrained_config_is_printed(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  argv = ["--profile", "--config", _TINY[0], *_TINY[1:], "--profile_size=40x56"]
+  assert _evaluate(argv) == 0
+  out = capsys.readouterr().out
+  assert "untrained" in out and "not typical" in out and "40x56" in out
+  assert {"f", "g", "compress", "decompress"} <= {w.split()[0] for w in out.splitlines() if w}
+  assert not list(tmp_path.iterdir())
+
+
+def test_profile_of_a_run_alone_is_printed_only(trained_run, capsys, tmp_path):
+  argv = ["--profile", "--workdir", str(trained_run.path), "--results_dir", str(tmp_path)]
+  assert _evaluate([*argv, "--profile_size=40x56"]) == 0
+  out = capsys.readouterr().out
+  assert "step 6" in out and "not typical" not in out
+  assert not list(tmp_path.iterdir())
+
+
+def test_profile_joins_the_results_and_stays_there(trained_run, odd_pictures, tmp_path):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+  assert _evaluate(argv) == 0
+  (plain,) = _results(tmp_path)
+  assert plain.profile is None
+  # Into the file that there is: its records stay, to the last digit of their seconds.
+  assert _evaluate([*argv, "--profile"]) == 0
+  (result,) = _results(tmp_path)
+  assert result.records == plain.records and result.dataset == plain.dataset
+  # The picture in the middle, by pixels, of 1x1, 7x5, 17x33, 33x50, 33x50.
+  assert result.profile["image"] == "2-17x33.png" and result.profile["size"] == [17, 33]
+  record = next(r for r in result.records if r.image == "2-17x33.png")
+  assert result.profile["num_bytes"] == record.num_bytes
+  assert set(result.profile["stages"]) == {"f", "g"}
+  # Evaluating anew measures the pictures again, and forgets no profile of the same model.
+  assert _evaluate([*argv, "--skip_existing=false"]) == 0
+  (again,) = _results(tmp_path)
+  assert again.profile == result.profile and again.records != result.records
+  # Asked for again, it is measured again.
+  assert _evaluate([*argv, "--profile", "--profile_size=24x48"]) == 0
+  (last,) = _results(tmp_path)
+  assert last.profile["size"] == [24, 48] and last.records == again.records
+
+
+def test_profile_of_another_model_is_not_kept(pictures, tmp_path):
+  import shutil
+
+  for seed, more in ((5, ["--profile"]), (6, [])):
+    shutil.rmtree(tmp_path / "xms", ignore_errors=True)
+    argv = tiny_arguments(
+      pictures, tmp_path / "xms", "--xid", "1", f"--config.train_eval_config.seed={seed}"
+    )
+    assert train(argv) == 0
+    (path,) = (tmp_path / "xms").glob("1/wid=*")
+    arguments = ["--dataset", str(pictures), "--results_dir", str(tmp_path / "results"), *more]
+    assert _evaluate(["--workdir", str(path), *arguments]) == 0
+    (result,) = _results(tmp_path / "results")
+    assert (result.profile is None) == (not more)
+
+
+@pytest.mark.parametrize(
+  "argv,expected",
+  [
+    ([], "--workdir is needed"),
+    (["--profile"], "--workdir is needed (or --config"),
+    (["--workdir=x"], "--dataset is needed, or --profile"),
+    (_config_of("bls2017.py"), "--config is for --profile"),
+    (["--profile", *_config_of("bls2017.py"), "--workdir=x"], "goes without --config"),
+    (["--profile", *_config_of("bls2017.py"), "--dataset=kodak"], "--workdir instead of --config"),
+    (["--profile", *_config_of("bls2017.py"), "--step=3"], "--workdir instead of --config"),
+    (["--profile", *_config_of("bls.py")], "there are: bls2017.py"),
+    (["--profile", *_config_of("itinf.py")], "it lacks"),
+    (
+      ["--profile", *_config_of("bls2017.py"), "--config.model_config.analysis.name=A"],
+      "Unknown transform 'A'",
+    ),
+    (["--profile", "--workdir=x", "--profile_size=768"], "--profile_size=512x768"),
+    (["--profile", "--workdir=x", "--profile_size=0x768"], "--profile_size=512x768"),
+    (["--workdir=x", "--dataset=kodak", "--profile_size=4x4"], "goes with --profile"),
+    (["--profile", "--workdir=x", "--save_dir=y"], "--save_dir needs --dataset"),
+  ],
+)
+def test_mistakes_about_profiles_name_the_fix(capsys, argv, expected):
+  assert _evaluate(argv) == 2
+  assert expected in capsys.readouterr().err
+
+
+def test_sample_pictures_are_mirrored_to_any_size():
+  _, whole = eval_lib.sample_image((512, 512))
+  _, large = eval_lib.sample_image((700, 1300))
+  assert large.shape == (700, 1300, 3) and large.dtype == np.uint8
+  np.testing.assert_array_equal(large[:512, :512], whole)
+  np.testing.assert_array_equal(large[:512, 512:1024], whole[:, ::-1])
+  np.testing.assert_array_equal(large[512:, :512], whole[:323:-1])
+
+
+def test_help_and_usage_errors_need_no_tensorflow():
+  code = (
+    "import sys, runpy; sys.argv[1:] = [{!r}]\n"
+    "try: runpy.run_module('factorized.eval', run_name='__main__')\n"
+    "except SystemExit as e: assert e.code == {}\n"
+    "assert 'tensorflow' not in sys.modules"
+  )
+  for argument, exit_code in (("--help", 0), ("--profile", 2)):
+    command = [sys.executable, "-c", code.format(argument, exit_code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--workdir" in done.stdout + done.stderr
