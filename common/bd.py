@@ -257,15 +257,18 @@ class Series:
 
   Attributes:
     curve: The points; its label is unique in the report.
-    published: Whether it is a publication's, not measured here.
-    convention: How a publication measured it.
+    publication: Where it is from, if it was not measured here.
     color: Which colour and marker of the palette; -1 for the anchor, which stands apart.
   """
 
   curve: results.RDCurve
-  published: bool = False
-  convention: str = ""
+  publication: Optional[results.Publication] = None
   color: int = 0
+
+  @property
+  def published(self) -> bool:
+    """Whether it is a publication's, not measured here."""
+    return self.publication is not None
 
 
 @dataclasses.dataclass(frozen=True)

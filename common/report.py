@@ -2,6 +2,7 @@
 
     python -m common.report --dataset kodak
     python -m common.report --dataset kodak --runs 'train_xms/*' --anchor jpeg444
+    python -m common.report --dataset kodak --published default,hm,tcm-*
 
 Reads every results file of the data set (`common.results`) and the published curves of
 `json_results/published/*.json`; their format is described in `json_results/README.md`. Writes
@@ -11,6 +12,7 @@ Reads every results file of the data set (`common.results`) and the published cu
 import contextlib
 import csv
 import dataclasses
+import fnmatch
 import functools
 import io
 import math
@@ -26,6 +28,7 @@ from common import bd, datasets, flags, hyper, report_page, results, runs
 
 USAGE = """
 python -m common.report --dataset NAME [--runs 'train_xms/*'] [--anchor LABEL]
+    [--published all|none|NAME,...]
 
 Draws the results of a data set into <out>/index.html, with plots (SVG, PNG) and tables (CSV).
 """
@@ -190,6 +193,38 @@ def load_published(folder: runs.PathLike, dataset: str) -> tuple[list[bd.Series]
   return series, left_out
 
 
+def select_published(series: Sequence[bd.Series], wanted: Iterable[str]) -> list[bd.Series]:
+  """The published curves that are asked for, in their order.
+
+  Args:
+    series: Published curves of one data set.
+    wanted: "all", "none", "default" (all but those `on_request`), globs of codec names or sources.
+
+  Raises:
+    ReportError: A name or glob fits no curve.
+  """
+  chosen: set[int] = set()
+  for name in (w.strip().casefold() for w in wanted):
+    found = {
+      i
+      for i, p in enumerate(s.publication for s in series)
+      if p is not None
+      and (
+        name == "all"
+        or (name == "default" and not p.on_request)
+        or fnmatch.fnmatchcase(p.codec.casefold(), name)
+        or fnmatch.fnmatchcase(p.source.casefold(), name)
+      )
+    }
+    if not found and name not in ("", "all", "default", "none"):
+      known = ", ".join(s.publication.codec for s in series if s.publication) or "none"
+      raise ReportError(
+        f"--published={name}: no published curve of this data set is called that. Known: {known}."
+      )
+    chosen |= found
+  return [s for i, s in enumerate(series) if i in chosen]
+
+
 def _published(record: Mapping[str, Any]) -> bd.Series:
   label, bpp = str(record["label"]), record["bpp"]
   columns: dict[str, Optional[list[float]]] = {"bpp": bpp, "psnr_db": record["psnr_db"]}
@@ -202,18 +237,31 @@ def _published(record: Mapping[str, Any]) -> bd.Series:
       raise ValueError(f"{label!r}: {field} is not finite everywhere")
   if not bpp or min(bpp) <= 0:
     raise ValueError(f"{label!r}: no points, or a rate of 0")
+  publication = results.Publication(
+    title=label,
+    codec=str(record.get("codec", label)),
+    source=str(record["source"]),
+    convention=str(record["convention"]),
+    rate=str(record.get("rate", "not stated")),
+    reference=" ".join(
+      [*([record["commit"]] if "commit" in record else ()), *record.get("files", ())]
+    ),
+    on_request=bool(record.get("on_request", False)),
+  )
+  if publication.rate not in results.PUBLISHED_RATES:
+    known = ", ".join(results.PUBLISHED_RATES)
+    raise ValueError(f"{label!r}: rate {publication.rate!r}; known: {known}")
   order = sorted(range(len(bpp)), key=lambda i: (bpp[i], record["psnr_db"][i]))
   for field, values in columns.items():
     points[field] = None if values is None else tuple(float(values[i]) for i in order)
   return bd.Series(
     results.RDCurve(
-      label=f"{label} [{record['source']}]",
+      label=f"{label} [{publication.source}]",
       source="published",
-      group=f"published-{record.get('codec', label)}",
+      group=f"published-{publication.codec}",
       **points,  # type: ignore[arg-type]
     ),
-    published=True,
-    convention=str(record["convention"]),
+    publication,
   )
 
 
@@ -232,12 +280,16 @@ def curves_csv(series: Iterable[bd.Series]) -> str:
   """One row a point of a curve."""
   rows = []
   for s in series:
-    c = s.curve
+    c, p = s.curve, s.publication
+    more = (p.rate, p.convention, p.reference) if p else ("", "", "")
     for i, (bpp, psnr) in enumerate(zip(c.bpp, c.psnr_db)):
       msssim = c.msssim_db[i] if c.msssim_db else None
       lpips = c.lpips[i] if c.lpips else None
-      rows.append([c.label, c.group, c.source, bpp, psnr, msssim, lpips, s.convention])
-  header = ("label", "group", "source", "bpp", "psnr_db", "msssim_db", "lpips", "convention")
+      rows.append([c.label, c.group, c.source, bpp, psnr, msssim, lpips, *more])
+  header = (
+    "label", "group", "source", "bpp", "psnr_db", "msssim_db", "lpips",
+    "published_rate", "convention", "reference",
+  )  # fmt: skip
   return _csv(header, rows)
 
 
@@ -340,6 +392,7 @@ class Report:
     comparisons: The others against it.
     statuses: The runs that were asked for, if any.
     problems: Files that could not be used.
+    not_drawn: Published curves that were not asked for.
   """
 
   dataset: str
@@ -350,6 +403,7 @@ class Report:
   comparisons: tuple[bd.Comparison, ...]
   statuses: tuple[RunStatus, ...]
   problems: tuple[LeftOut, ...]
+  not_drawn: tuple[bd.Series, ...] = ()
 
   def members(self, series: bd.Series) -> list[results.ResultFile]:
     """The results behind a curve, by rate; also those of earlier steps of its runs."""
@@ -394,6 +448,7 @@ def build(
   anchor: Optional[str] = None,
   title: str = "",
   published_dir: Optional[runs.PathLike] = None,
+  published: Sequence[str] = ("default",),
 ) -> Report:
   """Reads all that there is on a data set, and compares.
 
@@ -402,21 +457,25 @@ def build(
     results_dir: Where results lie.
     run_globs: If given, only the results of these runs count (and those of classical codecs), and
       those of them that have none are listed.
-    anchor: See `bd.pick_anchor`.
+    anchor: See `bd.pick_anchor`. A published curve that is the anchor is drawn in any case.
     title: The page's heading; the data set's name if empty.
     published_dir: Where published curves lie; `configs.PUBLISHED_DIR` if None.
+    published: Which of them are drawn, see `select_published`.
 
   Raises:
-    ReportError: There is nothing on this data set.
+    ReportError: There is nothing on this data set, or no published curve of that name.
     bd.AnchorError: No curve is called like the anchor.
     runs.RunError: A glob matches no run.
   """
   statuses = run_statuses(run_globs) if run_globs else []
   selected = {s.key for s in statuses if s.key is not None} if run_globs else None
   loaded = load(results_dir, dataset, selected)
-  published, damaged = load_published(published_dir or configs.PUBLISHED_DIR, dataset)
+  known, damaged = load_published(published_dir or configs.PUBLISHED_DIR, dataset)
+  drawn = select_published(known, published)
   own = [bd.Series(c) for c in results.curves(loaded.results) if c.bpp]
-  series = [*own, *published]
+  if anchor and known:
+    drawn = _with_anchor(own, drawn, known, anchor)
+  series = [*own, *drawn]
   if not (series or statuses or loaded.left_out or loaded.results):
     raise ReportError(_nothing(results_dir, dataset))
   chosen: Optional[bd.Series] = None
@@ -434,7 +493,22 @@ def build(
     comparisons=tuple(bd.compare(chosen, series)) if chosen else (),
     statuses=tuple(statuses),
     problems=(*loaded.left_out, *damaged),
+    not_drawn=tuple(s for s in known if s not in drawn),
   )
+
+
+def _with_anchor(
+  own: Sequence[bd.Series], drawn: list[bd.Series], known: Sequence[bd.Series], anchor: str
+) -> list[bd.Series]:
+  """`drawn`, and that one of the known published curves which is the anchor."""
+  try:
+    picked = bd.pick_anchor([*own, *known], anchor)
+  except bd.AnchorError:
+    if own or drawn:
+      bd.pick_anchor([*own, *drawn], anchor)  # Clear among those that are drawn.
+      return drawn
+    raise
+  return [s for s in known if s is picked or s in drawn]
 
 
 def _nothing(results_dir: runs.PathLike, dataset: str) -> str:
@@ -494,7 +568,10 @@ def summary(report: Report) -> str:
     if c.rate.overlap is not None:
       overlap = f"over {c.rate.overlap[0]:.2f} to {c.rate.overlap[1]:.2f} dB"
       remark = f"{overlap}; {remark}" if remark else overlap
-    lines.append(f"{c.series.curve.label:<{width}}  {rate:>9}  {psnr:>9}  {remark}")
+    lines.append(f"{c.series.curve.label:<{width}}  {rate:>9}  {psnr:>9}  {remark}".rstrip())
+  if report.not_drawn:
+    names = ", ".join(s.publication.codec for s in report.not_drawn if s.publication)
+    lines.append(f"Published, not drawn (--published=all, or names): {names}")
   return "\n".join(lines)
 
 
@@ -508,10 +585,15 @@ def _define(values: absl_flags.FlagValues) -> None:
   define("dataset", None, "The data set whose results to draw.")
   define("results_dir", str(configs.RESULTS_DIR), "Where results lie.")
   define("out", None, f"Folder of the report (default: {configs.REPORTS_DIR}/<dataset>).")
-  define("anchor", None, "Curve to bd.compare with: its label, or codec name (default: JPEG).")
+  define("anchor", None, "Curve to compare with: its label, or codec name (default: JPEG).")
   define("title", "", "Heading of the page (default: the data set).")
   absl_flags.DEFINE_list(
     "runs", [], "Globs of run directories: only these, and which of them have no results.",
+    flag_values=values,
+  )  # fmt: skip
+  absl_flags.DEFINE_list(
+    "published", ["default"],
+    "Published curves to draw: all, none, default, or globs of their names or sources.",
     flag_values=values,
   )  # fmt: skip
 
@@ -528,7 +610,10 @@ def run(argv: Sequence[str], say: Callable[[str], None] = print) -> pathlib.Path
   dataset = values.dataset
   if not (pathlib.Path(values.results_dir) / hyper.safe_name(dataset)).is_dir():
     dataset = datasets.label(dataset)  # A path, as the evaluation was given it.
-  report = build(dataset, values.results_dir, values.runs, values.anchor, values.title)
+  report = build(
+    dataset, values.results_dir, values.runs, values.anchor, values.title,
+    published=values.published,
+  )  # fmt: skip
   path = write(report, values.out or configs.REPORTS_DIR / hyper.safe_name(dataset))
   say(summary(report))
   for lines in (

@@ -10,6 +10,7 @@ import html
 import io
 import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 from xml.etree import ElementTree
@@ -26,7 +27,6 @@ _MODE_NAMES = {
   "estimated": "estimate",
   "itinf": "files, optimised latents",
   "vbq": "files, VBQ",
-  "published": "publication",
 }
 
 
@@ -54,10 +54,13 @@ _DASHES = {
   "estimated": (5, 2),
   "itinf": (1.2, 1.6),
   "vbq": (7, 2, 1.2, 2),
-  "published": (3, 1.5),
+  "estimate": (5, 2),
+  "not stated": (1.6, 1.4),
 }
 # With six colours, eleven markers make 66 pairs before one comes again.
 _MARKERS = "osD^vPX<>p*"
+# Published curves of more points than this are lines without dots.
+_DOTS = 20
 
 
 def _color(series: Series) -> str:
@@ -71,8 +74,9 @@ def _marker(series: Series) -> str:
 
 
 def _dashes(series: Series) -> tuple[float, ...]:
-  """The line's dashes, empty for a whole line: files, as against estimates and publications."""
-  return () if series.curve.source == "bitstream" else _DASHES[series.curve.source]
+  """The line's dashes, empty for a whole line: files or coded streams."""
+  rate = series.publication.rate if series.publication else series.curve.source
+  return _DASHES.get(rate, ())
 
 
 def _is_filled(series: Series) -> bool:
@@ -163,21 +167,23 @@ def draw(
     axes.set_xlim(0, x_high)
     axes.set_ylim(y_low, y_high)
     tips: dict[str, list[str]] = {}
-    ends: list[tuple[float, float, str]] = []
+    lines: list[tuple[int, list[tuple[float, float]]]] = []
     numbers = _published_numbers(series)
-    for index, (s, points) in enumerate(drawn):
+    for place, (s, points) in enumerate(drawn):
       look, order = _look(s), 2 if s.published else 3
-      axes.plot(*zip(*_line(s.curve, metric, points)), zorder=order, **{**look, "marker": ""})
+      index = f"p{numbers[s.curve.label]}" if s.published else str(place)
+      tips[f"line-{index}"] = [s.curve.label]
+      line = _line(s.curve, metric, points)
+      lines.append((numbers.get(s.curve.label, 0), line))
+      axes.plot(*zip(*line), zorder=order, gid=f"line-{index}", **{**look, "marker": ""})
       inside = [p for p in points if p[0] <= x_high and y_low <= p[1] <= y_high]
-      if not inside:
+      if not inside or (s.published and len(inside) > _DOTS):
         continue
       axes.plot(
         *zip(*inside), zorder=order + 0.5, gid=f"dots-{index}", **{**look, "linestyle": "none"}
       )
       tips[f"dots-{index}"] = [_tip(s, metric, p, titles) for p in inside]
-      if s.published:
-        ends.append((inside[-1][1], inside[-1][0], str(numbers[s.curve.label])))
-    _write_ends(axes, ends, x_high, y_high - y_low)
+    _write_numbers(axes, lines)
     axes.set_xlabel("Rate (bits per pixel)")
     axes.set_ylabel(metric.axis)
     axes.grid(True, color=light["line"], linewidth=0.8)
@@ -219,9 +225,14 @@ def _line(
 def _limits(
   own: Sequence[tuple[Series, list[tuple[float, float]]]], metric: Metric
 ) -> tuple[float, float, float]:
-  """x's upper limit, y's limits: what the runs reach; classical curves may leave at the right."""
+  """x's upper limit, y's limits: what the runs reach; classical curves may leave at the right.
+
+  Of published curves alone: what half of them reach, for codecs go up to 10 bits per pixel.
+  """
   runs_only = [points for s, points in own if not s.curve.group.startswith("classical-")]
   x_high = max(b for points in (runs_only or [p for _, p in own]) for b, _ in points)
+  if all(s.published for s, _ in own):
+    x_high = statistics.median(max(b for b, _ in points) for _, points in own)
   x_high *= 1.25 if runs_only and len(runs_only) < len(own) else 1.04
   shown = [v for _, points in own for b, v in points if b <= x_high]
   low, high = min(shown), max(shown)
@@ -229,17 +240,44 @@ def _limits(
   return x_high, low - pad if metric is not LPIPS else max(0.0, low - pad), high + pad
 
 
-def _write_ends(
-  axes: Any, ends: Iterable[tuple[float, float, str]], width: float, height: float
-) -> None:
-  """Texts at (y, x, text) where published curves end, moved down where they would overlap."""
-  placed: list[tuple[float, float]] = []
-  for y, x, text in sorted(ends, reverse=True):
-    at = min(x + 0.012 * width, 0.98 * width)
-    while any(abs(at - u) < 0.035 * width and abs(y - v) < 0.04 * height for u, v in placed):
-      y -= 0.01 * height
-    placed.append((at, y))
-    axes.text(at, y, text, color=_COLORS["muted"][0], fontsize=9, va="center")
+def _write_numbers(axes: Any, lines: Sequence[tuple[int, list[tuple[float, float]]]]) -> None:
+  """Numbers on published curves, each where it is nearest to its own curve only.
+
+  Args:
+    axes: With its limits set.
+    lines: (number, points) of what is drawn, by rate; number 0 gets no text.
+  """
+  import numpy as np
+
+  (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+  scale = np.array([x_high - x_low, y_high - y_low])
+  paths: list[tuple[int, Any]] = []
+  for number, points in lines:
+    whole = (np.array(points) - (x_low, y_low)) / scale  # Of the axes' width and height.
+    steps = np.linspace(0, len(whole) - 1, 40 * len(whole))
+    path = np.stack([np.interp(steps, np.arange(len(whole)), column) for column in whole.T], 1)
+    paths.append((number, path[(path <= 1).all(1) & (path >= 0).all(1)]))
+  placed: list[Any] = []
+  for number, path in paths:
+    inside = path[((path > 0.02) & (path < 0.98)).all(1)]
+    if not number or not len(inside):
+      continue
+    travelled = np.cumsum(np.r_[0, np.hypot(*np.diff(inside, axis=0).T)])
+    spots = inside[np.searchsorted(travelled, np.linspace(0.3, 1, 25) * travelled[-1])]
+    others = [p for n, p in paths if n != number and len(p)] + [np.array([q]) for q in placed]
+    room = np.full(len(spots), 1.0)
+    for other in others:
+      room = np.minimum(room, np.hypot(*(spots[:, None] - other[None]).transpose(2, 0, 1)).min(1))
+    if placed:  # Texts that overlap cannot be read: worse than any line below.
+      apart = np.abs(spots[:, None] - np.array(placed)[None]) / (0.045, 0.05)
+      room = np.where((apart.max(2) < 1).any(1), room - 1, room)
+    spot = spots[len(spots) - 1 - int(np.argmax(room[::-1]))]
+    placed.append(spot)
+    text = axes.text(
+      *(spot * scale + (x_low, y_low)), str(number), fontsize=8.5, ha="center", va="center",
+      color=_COLORS["muted"][0], zorder=2.8, gid=f"end-p{number}",
+    )  # fmt: skip
+    text.set_bbox({"facecolor": _COLORS["paper"][0], "edgecolor": "none", "pad": 0.7})
 
 
 def _published_numbers(series: Iterable[Series]) -> dict[str, int]:
@@ -277,7 +315,10 @@ def _tip(
 
 
 def _inline(svg: str, metric: Metric, tips: Mapping[str, Sequence[str]]) -> str:
-  """A matplotlib SVG as part of the page: themed, described, with a tip on every dot."""
+  """A matplotlib SVG as part of the page: themed, described, with a tip on every line and dot.
+
+  What belongs to the published curve of number 3 has the class `p3`, for the page's legend.
+  """
   ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
   ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
   space = "{http://www.w3.org/2000/svg}"
@@ -285,12 +326,14 @@ def _inline(svg: str, metric: Metric, tips: Mapping[str, Sequence[str]]) -> str:
   for metadata in root.findall(f"{space}metadata"):
     root.remove(metadata)
   for group in root.iter(f"{space}g"):
-    texts = tips.get(group.get("id", ""))
-    dots = list(group.iter(f"{space}use"))
-    if texts is None or len(texts) != len(dots):
-      continue
-    for dot, text in zip(dots, texts):
-      ElementTree.SubElement(dot, f"{space}title").text = text
+    kind, _, index = group.get("id", "").partition("-")
+    if kind in ("line", "dots", "end") and index.startswith("p"):
+      group.set("class", f"{index} {kind}")
+    texts = tips.get(group.get("id", ""), [])
+    marks = list(group.iter(f"{space}{'use' if kind == 'dots' else 'path'}"))
+    if len(texts) == len(marks):
+      for mark, text in zip(marks, texts):
+        ElementTree.SubElement(mark, f"{space}title").text = text
   root.attrib.pop("width", None)
   root.attrib.pop("height", None)
   root.set("role", "img")
@@ -334,7 +377,10 @@ figure{margin:0;min-width:0}
 max-width:none;font-size:.9rem}
 .legend li{margin:0;display:flex;gap:.5rem;align-items:center}
 .legend svg,td svg{flex:none;vertical-align:-.1em}
-.legend .published{color:var(--muted)}
+.legend.published{color:var(--muted);font-size:.8rem;gap:.2rem 1.1rem;margin-top:.5rem}
+.legend .source{font-weight:600}
+.legend label{display:flex;gap:.4rem;align-items:center;cursor:pointer}
+.legend input{width:.8rem;height:.8rem;margin:0;accent-color:var(--grey)}
 .scroll{overflow-x:auto;margin:.75rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums;
 width:100%}
@@ -356,6 +402,10 @@ code{font:.85em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;
 overflow-wrap:anywhere}
 footer{margin-top:3.5rem;padding-top:1rem;border-top:1px solid var(--line)}
 details summary{cursor:pointer}
+h4{font-size:.875rem;margin:1.2rem 0 .2rem;color:var(--ink)}
+.curves{list-style:none;padding:0;display:grid;gap:.35rem 1.5rem;max-width:none;
+grid-template-columns:repeat(auto-fill,minmax(min(22rem,100%),1fr))}
+.curves li{margin:0}
 @media print{body{max-width:none}.scroll{overflow:visible}}
 """
 
@@ -419,13 +469,41 @@ def _row(columns: Sequence[tuple[str, str]], cells: Sequence[str], kind: str = "
   return f'<tr class="{kind}">{inside}</tr>' if kind else f"<tr>{inside}</tr>"
 
 
-def _legend(series: Sequence[Series]) -> str:
-  numbers = _published_numbers(series)
-  items = []
-  for s in series:
-    kind = ' class="published"' if s.published else ""
-    items.append(f"<li{kind}>{_swatch(s)}<span>{_escape(_name(s, numbers))}</span></li>")
-  return f'<ul class="legend">{"".join(items)}</ul>'
+def _legends(series: Sequence[Series]) -> tuple[str, str]:
+  """Of own curves; of published ones by source, each with a switch that needs no script."""
+  own = [
+    f"<li>{_swatch(s)}<span>{_escape(s.curve.label)}</span></li>" for s in series if not s.published
+  ]
+  sources: dict[str, list[str]] = {}
+  for number, (s, publication) in enumerate(_published(series), 1):
+    sources.setdefault(publication.source, []).append(
+      f'<li><label class="p{number}"><input type="checkbox" checked/>{_swatch(s)}'
+      f"<span>{number}&ensp;{_escape(publication.title)}</span></label></li>"
+    )
+  lists = [
+    f'<ul class="legend published"><li class="source">{_escape(source)}</li>{"".join(items)}</ul>'
+    for source, items in sources.items()
+  ]
+  return (f'<ul class="legend">{"".join(own)}</ul>' if own else "", "".join(lists))
+
+
+def _published(series: Iterable[Series]) -> list[tuple[Series, results.Publication]]:
+  return [(s, s.publication) for s in series if s.publication is not None]
+
+
+def _switches(series: Iterable[Series]) -> str:
+  """Styles of published curves: hidden by their switch, dark where one points at them."""
+  rules = []
+  for number in range(1, 1 + len(_published(series))):
+    of = f"section:has(label.p{number}"
+    seen = f":is({of}:hover,label.p{number} :focus-visible) g.p{number},g.p{number}:hover)"
+    rules.append(
+      f"{of} input:not(:checked)) g.p{number}{{display:none}}"
+      f"{seen}:not(.end) :is(path,use){{stroke:var(--ink)!important}}"
+      f"{seen}.line path{{stroke-width:2.4!important}}"
+      f"{seen} text{{fill:var(--ink)!important}}"
+    )
+  return "".join(rules)
 
 
 def _curve_cell(series: Series, numbers: Mapping[str, int], remarks: Iterable[str] = ()) -> str:
@@ -443,7 +521,7 @@ def _comparison_table(report: "Report", anchor: Series) -> str:
   numbers = _published_numbers(report.series)
   curve = anchor.curve
   own_range = f"{min(curve.psnr_db):.2f}\u2013{max(curve.psnr_db):.2f}"
-  cells = [_curve_cell(anchor, numbers, ["the anchor"]), _MODE_NAMES[curve.source]]
+  cells = [_curve_cell(anchor, numbers, ["the anchor"]), _rate_from(anchor)]
   rows = [_row(columns, [*cells, str(len(curve.bpp)), "0", "0", own_range, "", "0"])]
   for c in report.comparisons:
     curve = c.series.curve
@@ -454,7 +532,7 @@ def _comparison_table(report: "Report", anchor: Series) -> str:
     remarks = [c.rate.remark, c.psnr.remark if c.psnr.value is None else ""]
     cells = [
       _curve_cell(c.series, numbers, remarks),
-      _MODE_NAMES[curve.source],
+      _rate_from(c.series),
       str(len(curve.bpp)),
       _delta_cell(c.rate, "%", 1, strong=True),
       _delta_cell(c.psnr, "dB", 2),
@@ -464,6 +542,13 @@ def _comparison_table(report: "Report", anchor: Series) -> str:
     ]
     rows.append(_row(columns, cells, "published" if c.series.published else ""))
   return _table(columns, rows)
+
+
+def _rate_from(series: Series) -> str:
+  if series.publication is None:
+    return _MODE_NAMES[series.curve.source]
+  rate = series.publication.rate
+  return "publication" if rate == "not stated" else f"publication, {rate}"
 
 
 def _delta_cell(delta: bd.Delta, unit: str, digits: int, strong: bool = False) -> str:
@@ -561,7 +646,7 @@ def page(report: "Report", plots: Sequence[Plot]) -> str:
     '<meta name="viewport" content="width=device-width,initial-scale=1">',
     '<meta name="color-scheme" content="light dark">',
     f"<title>{_escape(report.title)}: rate and distortion</title>",
-    f"<style>{_theme()}{_STYLE}</style></head><body>",
+    f"<style>{_theme()}{_STYLE}{_switches(report.series)}</style></head><body>",
     f"<header><h1>{_escape(report.title)}</h1>",
     f'<p class="meta">{_escape(_facts(report))}</p></header>',
     _notices(report),
@@ -570,8 +655,9 @@ def page(report: "Report", plots: Sequence[Plot]) -> str:
     figures = "".join(
       f'<figure class="plot"><h3>{_escape(p.metric.name)}</h3>{p.inline}</figure>' for p in plots
     )
+    legend, published_legend = _legends(report.series)
     parts += [
-      f'<section aria-label="Plots">{_legend(report.series)}<div class="plots">{figures}</div>',
+      f'<section aria-label="Plots">{legend}<div class="plots">{figures}</div>{published_legend}',
       f'<p class="note">{_escape(_plot_note(report))}</p></section>',
     ]
   if report.anchor is not None:
@@ -651,11 +737,15 @@ def _notices(report: "Report") -> str:
 
 
 def _plot_note(report: "Report") -> str:
-  notes = ["One colour an experiment, one dot a run."]
+  own = any(not s.published for s in report.series)
+  notes = ["One colour an experiment, one dot a run."] if own else []
   if any(s.curve.source not in ("bitstream", "published") for s in report.series):
     notes.append("Filled: sizes of files; hollow and dashed: other rates (see the labels).")
   if any(s.published for s in report.series):
-    notes.append("Grey, numbered at their ends: published curves.")
+    notes.append(
+      "Grey and numbered: published curves; whole lines are files or coded streams, dashes "
+      "estimates, dots not stated. Point at one in the legend to see it, untick it to hide it."
+    )
   kinds = {s.curve.group.startswith("classical-") for s in report.series if not s.published}
   if len(kinds) == 2:
     notes.append("The axes end where the runs do; classical codecs go on.")
@@ -698,12 +788,22 @@ def _left_out(report: "Report") -> str:
 
 
 def _sources(report: "Report") -> str:
-  published = [s for s in report.series if s.published]
-  if not published:
-    return ""
-  numbers = _published_numbers(report.series)
-  items = "".join(
-    f"<li>{numbers[s.curve.label]}&ensp;{_escape(s.curve.label)}: {_escape(s.convention)}</li>"
-    for s in published
+  """How published curves were measured, and which of them are not drawn."""
+  said: dict[str, dict[str, list[str]]] = {}
+  for number, (_, p) in enumerate(_published(report.series), 1):
+    name = f"<b>{number}</b>&ensp;{_escape(p.title)}"
+    name += f"<small><code>{_escape(p.reference)}</code></small>" if p.reference else ""
+    said.setdefault(p.source, {}).setdefault(p.convention, []).append(f"<li>{name}</li>")
+  items = ""
+  for source, conventions in said.items():
+    items += f"<h4>{_escape(source)}</h4>"
+    for convention, names in conventions.items():
+      items += f'<p>{_escape(convention)}</p><ul class="curves">{"".join(names)}</ul>'
+  others = ", ".join(
+    f"{_escape(p.title)} (<code>{_escape(p.codec)}</code>)" for _, p in _published(report.not_drawn)
   )
-  return f'<details><summary>Published curves</summary><ul class="note">{items}</ul></details>'
+  if others:
+    items += f"<h4>Not drawn</h4><p>Ask with --published=all, or by name: {others}.</p>"
+  if not items:
+    return ""
+  return f'<details class="note"><summary>Published curves</summary>{items}</details>'

@@ -176,6 +176,34 @@ class RDCurve:
   lpips: Optional[tuple[float, ...]] = None
 
 
+# Where a publication's rate comes from: sizes of whole files, coded streams without their
+# container, likelihoods.
+PUBLISHED_RATES = ("files", "streams", "estimate", "not stated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Publication:
+  """What a published curve says about itself; `json_results/README.md` describes the fields.
+
+  Attributes:
+    title: The curve's name, without its source.
+    codec: Its short name.
+    source: A repository or a paper.
+    convention: How it was measured.
+    rate: One of PUBLISHED_RATES.
+    reference: Commit and files of the source, where known.
+    on_request: Whether it is drawn only if it is asked for.
+  """
+
+  title: str
+  codec: str
+  source: str
+  convention: str
+  rate: str = "not stated"
+  reference: str = ""
+  on_request: bool = False
+
+
 def msssim_to_db(msssim: float) -> float:
   """MS-SSIM in 0..1 as decibels: -10 log10(1 - v); 1 gives infinity."""
   return math.inf if msssim >= 1 else -10 * math.log10(1 - msssim)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import configs
-from common import bd, flags, hyper, report, results, runs
+from common import bd, flags, hyper, report, report_page, results, runs
 
 HASH = "ab" * 32
 
@@ -233,7 +233,8 @@ def test_gain_says_everywhere_nowhere_and_no_common_rates():
 
 
 def series(*curves_):
-  return [bd.Series(c, published=c.source == "published") for c in curves_]
+  paper = results.Publication("a title", "a codec", "a paper", "files; mean")
+  return [bd.Series(c, paper if c.source == "published" else None) for c in curves_]
 
 
 def test_the_default_anchor_is_jpeg_then_any_classical_codec_then_the_first_curve():
@@ -513,6 +514,99 @@ def test_published_curves_are_drawn_compared_and_sourced(tmp_path):
   assert printed.startswith("Anchor: BPG 4:4:4 [a paper]")
 
 
+def write_several():
+  write_published(
+    published(),
+    published(label="VTM", codec="vtm", source="b/repository", rate="files"),
+    published(label="HM", codec="hm", source="b/repository", on_request=True),
+    published(label="Guess", codec="guess", rate="estimate", on_request=True),
+  )
+
+
+@pytest.mark.parametrize(
+  "wanted, drawn",
+  [
+    ([], ["bpg444", "vtm"]),
+    (["--published=none"], []),
+    (["--published=all"], ["bpg444", "vtm", "hm", "guess"]),
+    (["--published=HM"], ["hm"]),
+    (["--published=default,g*"], ["bpg444", "vtm", "guess"]),
+    (["--published=b/repository"], ["vtm", "hm"]),
+    (["--anchor=hm"], ["bpg444", "vtm", "hm"]),
+    (["--anchor=hm", "--published=none"], ["hm"]),
+    (["--anchor=jpeg", "--published=none"], []),
+  ],
+)
+def test_published_curves_are_chosen_by_name(tmp_path, wanted, drawn):
+  write_jpeg(tmp_path / "results")
+  write_several()
+  text, printed = make(tmp_path, *wanted)
+  found = dict.fromkeys(p["group"] for p in table(tmp_path, "curves.csv"))
+  assert list(found) == ["classical-jpeg", *(f"published-{codec}" for codec in drawn)]
+  left = [c for c in ("bpg444", "vtm", "hm", "guess") if c not in drawn]
+  for codec in left:
+    assert f"(<code>{codec}</code>)" in text
+  assert (f"or names): {', '.join(left)}" in printed) == bool(left)
+
+
+def test_an_unknown_published_name_says_which_there_are(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_several()
+  with pytest.raises(report.ReportError, match=r"--published=av1: .*Known: bpg444, vtm, hm, guess"):
+    make(tmp_path, "--published=default,av1")
+
+
+def test_published_rates_are_told_apart(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_several()
+  text, _ = make(tmp_path, "--published=all")
+  for said in ("publication, files", "publication, estimate", ">publication<"):
+    assert said in text
+  rates = {p["group"]: p["published_rate"] for p in table(tmp_path, "curves.csv")}
+  assert rates["published-guess"] == "estimate"
+  assert rates["published-bpg444"] == "not stated"
+  assert rates["classical-jpeg"] == ""
+
+
+def test_every_published_curve_has_a_switch_a_number_and_its_source(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_published(
+    published(commit="c0ffee", files=["a/file.txt"]), published(label="<HM>", codec="hm")
+  )
+  text, _ = make(tmp_path)
+  Links(text)
+  for number in (1, 2):
+    assert f'<label class="p{number}"><input type="checkbox" checked/>' in text
+    assert f"label.p{number} input:not(:checked)) g.p{number}{{display:none}}" in text
+    for kind in ("line", "dots", "end"):
+      assert f'class="p{number} {kind}"' in text
+  assert "c0ffee a/file.txt" in text
+  assert "<HM>" not in text
+
+
+def test_numbers_of_published_curves_lie_on_their_curves_and_apart(tmp_path):
+  """Ten curves side by side: every number is on its own curve, and none covers another."""
+  curves = [published(label=f"c{i}", codec=f"c{i}", bpp=[b * (1 + 0.12 * i) for b in BPP],
+                      psnr_db=list(PSNR)) for i in range(10)]  # fmt: skip
+  write_published(*curves)
+  drawn = report.build("kodak", tmp_path / "results").series
+  from matplotlib.figure import Figure
+
+  axes = Figure().add_subplot()
+  axes.set_xlim(0, 2)
+  axes.set_ylim(25, 39)
+  lines = [(i, list(zip(s.curve.bpp, s.curve.psnr_db))) for i, s in enumerate(drawn, 1)]
+  report_page._write_numbers(axes, lines)
+  spots = {int(t.get_text()): t.get_position() for t in axes.texts}
+  assert sorted(spots) == list(range(1, 11))
+  for number, (x, y) in spots.items():
+    off = {i: abs(np.interp(x, *zip(*points), left=0, right=0) - y) for i, points in lines}
+    assert min(off, key=off.get) == number
+    assert off[number] < 1e-6
+    for other, (u, v) in spots.items():
+      assert other == number or abs(x - u) > 0.08 or abs(y - v) > 0.6
+
+
 def test_published_curves_alone_make_a_report(tmp_path):
   write_published(published(), published(label="other", codec="x", msssim_db=[14, 9, 12]))
   text, _ = make(tmp_path)
@@ -526,6 +620,7 @@ def test_published_curves_alone_make_a_report(tmp_path):
     ({"msssim_db": [1.0]}, "3 values of bpp, 1 of msssim_db"),
     ({"bpp": [0.0, 0.1, 0.2]}, "a rate of 0"),
     ({"bpp": ["a", "b", "c"]}, "must be real number"),
+    ({"rate": "guessed"}, "rate 'guessed'; known: files, streams, estimate, not stated"),
   ],
 )
 def test_damaged_published_files_are_named(tmp_path, changes, words):
