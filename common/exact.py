@@ -59,7 +59,7 @@ class ExactTransform:
       self._layers.append((layer, activation is not None))
     self._kernels: list[tf.Variable] = []
     self._biases: list[tf.Variable] = []
-    self._shifts: list[tf.Variable] = []
+    self._factors: list[tf.Variable] = []
     self._function = tf.function(
       self._run,
       input_signature=[tf.TensorSpec([None, None, None, layers[0].in_channels], tf.float64)],
@@ -116,17 +116,18 @@ class ExactTransform:
         new[key].append(array.astype(np.float64))
       if not _is_exact(new["kernel"][-1], new["bias"][-1]):
         raise ValueError(f"{self._name}/{i}: sums of these integers would be rounded: damaged.")
-    for name, variables in (("kernel", self._kernels), ("bias", self._biases)):
-      if not variables:
-        with tf.device("/cpu:0"):
-          variables += [tf.Variable(a, trainable=False, dtype=tf.float64) for a in new[name]]
-      for variable, array in zip(variables, new[name]):
-        variable.assign(array)
+    new["kernel"] = [_as_run(k, layer) for k, (layer, _) in zip(new["kernel"], self._layers)]
+    new["bits"] = [2.0**-bits for bits in new["bits"]]
     with tf.device("/cpu:0"):
-      if not self._shifts:
-        self._shifts = [tf.Variable(a, trainable=False, dtype=tf.float64) for a in new["bits"]]
-      for variable, bits in zip(self._shifts, new["bits"]):
-        variable.assign(2.0**-bits)
+      for variables, arrays_ in (
+        (self._kernels, new["kernel"]),
+        (self._biases, new["bias"]),
+        (self._factors, new["bits"]),
+      ):
+        if not variables:
+          variables += [tf.Variable(a, trainable=False, dtype=tf.float64) for a in arrays_]
+        for variable, array in zip(variables, arrays_):
+          variable.assign(array)
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B, h, w, in_channels] integers in float64. Returns the outputs' integers, alike."""
@@ -139,13 +140,42 @@ class ExactTransform:
     limit = 2.0**_ACTIVATION_BITS
     with tf.device("/cpu:0"):
       x = tf.clip_by_value(x, -limit, limit)
-      for (layer, rectifies), kernel, bias, shift in zip(
-        self._layers, self._kernels, self._biases, self._shifts
+      for (layer, rectifies), kernel, bias, factor in zip(
+        self._layers, self._kernels, self._biases, self._factors
       ):
-        x = layer.linear(x, tf.convert_to_tensor(kernel)) + bias
-        x = tf.floor(x * shift + 0.5)  # From FRACTION_BITS + bits fractional bits to FRACTION_BITS.
+        x = _convolve(x, tf.convert_to_tensor(kernel), layer) + bias
+        x = tf.floor(
+          x * factor + 0.5
+        )  # From FRACTION_BITS + bits fractional bits to FRACTION_BITS.
         x = tf.clip_by_value(x, 0.0 if rectifies else -limit, limit)
       return x
+
+
+def _as_run(kernel: np.ndarray, layer: Layer) -> np.ndarray:
+  """A layer's kernel [k, k, in, out] as `_convolve` wants it."""
+  if isinstance(layer, Conv2D):
+    return kernel
+  # A transposed convolution of stride 1 is a convolution with the kernel turned round.
+  return kernel[::-1, ::-1] if layer.stride == 1 else kernel.transpose(0, 1, 3, 2)
+
+
+def _convolve(x: tf.Tensor, kernel: tf.Tensor, layer: Layer) -> tf.Tensor:
+  """The convolution of `Conv2D` or `Conv2DTranspose` (see `common.layers`), without its bias."""
+  size, stride, origin = layer.kernel_size, layer.stride, layer.origin
+  shape = tf.shape(x)
+  if isinstance(layer, Conv2DTranspose) and stride > 1:
+    after = max(0, size - stride - origin)
+    height, width = stride * shape[1], stride * shape[2]
+    whole = [shape[0], height + origin + after, width + origin + after, layer.out_channels]
+    y = tf.nn.conv2d_transpose(x, kernel, whole, stride, "VALID")
+    return tf.slice(y, [0, origin, origin, 0], [shape[0], height, width, layer.out_channels])
+  before = origin if isinstance(layer, Conv2D) else size - 1 - origin
+  padding = [before, size - 1 - before]
+  padded = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
+  # At most stride - 1 of the padding is not needed; VALID leaves it.
+  y = tf.nn.conv2d(padded, kernel, stride, "VALID")
+  height, width = (-(-shape[i] // stride) for i in (1, 2))
+  return tf.slice(y, [0, 0, 0, 0], [shape[0], height, width, layer.out_channels])
 
 
 def _kernel_bits(kernel: np.ndarray, bias: np.ndarray, name: str) -> int:

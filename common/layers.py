@@ -222,10 +222,6 @@ class _Convolution(Layer, abc.ABC):
 
     return convolve(x, kernel)
 
-  @abc.abstractmethod
-  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """The convolution with a given kernel of the attribute's shape, without bias and activation."""
-
   def _finish(self, y: tf.Tensor) -> tf.Tensor:
     """Adds the bias and applies the activation."""
     if self.use_bias:
@@ -293,11 +289,7 @@ class Conv2D(_Convolution):
     kernel = tf.cast(self.kernel, x.dtype)
     if self.kernel_size == self.stride == 1:
       return self._product(x, kernel[0, 0])
-    return self._finish(self.linear(x, kernel))
-
-  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """See `_Convolution.linear`."""
-    return self._convolve(x, kernel)
+    return self._finish(self._convolve(x, kernel))
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     height, width = x.shape[1], x.shape[2]
@@ -389,11 +381,8 @@ class Conv2DTranspose(_Convolution):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,stride*H,stride*W,out_channels]."""
-    return self._finish(self.linear(x, tf.cast(self.kernel, x.dtype)))
-
-  def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """See `_Convolution.linear`."""
-    return self._convolve(x, tf.transpose(kernel, [0, 1, 3, 2]))
+    kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
+    return self._finish(self._convolve(x, kernel))
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     batch, height, width, _ = _shape(x)
