@@ -1,14 +1,18 @@
 """How near the train step comes to this machine's matrix-product rate.
 
-  python -m benchmarks.train_step --config factorized/configs/bls2017.py
+  python -m benchmarks.train_step --config mshyper/configs/mbt2018.py mshyper/configs/jpegl.py
+  python -m benchmarks.train_step --config factorized/configs/bls2017.py --plain
 
-Runs in turn, in one process: the step that `factorized.train` runs for the config (transforms,
-prior, gradients, clipping, Adam), the same model made of tensorflow_compression's `SignalConv2D`,
-`GDN` and entropy model ("plain"), and a large matrix product (the ceiling). A step's FLOPs are 3 x
-those of the transforms' forward pass; what the prior and Adam cost comes on top. About a minute.
+Runs in turn, in one process: the step that `train` runs for each config (transforms, priors,
+gradients, clipping, Adam) and a large matrix product (the ceiling); with --plain also the same
+model made of tensorflow_compression's `SignalConv2D`, `GDN` and entropy model. A step's FLOPs are
+3 x those of the transforms' forward pass; what the priors and Adam cost comes on top. A minute or
+two a config.
 """
 
 import argparse
+import importlib
+import pathlib
 import statistics
 import time
 from typing import Any, Callable
@@ -19,11 +23,11 @@ import tensorflow_compression as tfc
 
 from benchmarks import ceilings
 from common import hyper, profiling, train_lib
-from factorized.codec import build
 
 
-def make_step(config: Any, crops: np.ndarray) -> tuple[Callable[[], float], float]:
+def make_step(family: str, config: Any, crops: np.ndarray) -> tuple[Callable[[], float], float]:
   """The project's own step on `crops` (returns the loss), and its FLOPs: 3 x forward."""
+  build = importlib.import_module(f"{family}.codec").build
   state = train_lib.TrainState(build(config.model_config))
   step = train_lib.make_train_step(state, config)
   per_pixel = sum(
@@ -93,56 +97,59 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--config", default="factorized/configs/bls2017.py")
+  parser.add_argument("--config", nargs="+", default=["factorized/configs/bls2017.py"])
   parser.add_argument("--rounds", type=int, default=15, help="how often each is timed")
+  parser.add_argument("--plain", action="store_true", help="bls2017 of tfc's layers beside it")
   args = parser.parse_args()
-  config = hyper.load(args.config).get_config()
-  batch, patch = config.train_data_config.batchsize, config.train_data_config.patchsize
-  crops = np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8)
-  ours, flops = make_step(config, crops)
-  gflop = flops / 1e9
-  steps = {"this project": ours, "plain (tfc)": make_plain_step(config, crops)}
+  steps: dict[str, tuple[Callable[[], float], float]] = {}
+  for path in args.config:
+    config = hyper.load(path).get_config()
+    batch, patch = config.train_data_config.batchsize, config.train_data_config.patchsize
+    crops = np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8)
+    family = pathlib.Path(path).parent.parent.name
+    steps[pathlib.Path(path).name] = make_step(family, config, crops)
+    if args.plain:
+      if config.model_config.analysis.name != "BLS2017Analysis":
+        parser.error(f"--plain knows BLS2017 alone, not {path}.")
+      flops = steps[pathlib.Path(path).name][1]
+      steps[f"{pathlib.Path(path).stem} of tfc"] = (make_plain_step(config, crops), flops)
   matmul, copy = ceilings.make_matmul_probe(), ceilings.make_copy_probe()
 
   rates: list[float] = []
   bandwidths: list[float] = []
   seconds: dict[str, list[float]] = {label: [] for label in steps}
   shares: dict[str, list[float]] = {label: [] for label in steps}
-  for step in steps.values():  # trace, and fill the allocator's pools
+  for step, _ in steps.values():  # trace, and fill the allocator's pools
     step()
     step()
   for _ in range(args.rounds):
-    for label, step in steps.items():
+    for label, (step, flops) in steps.items():
       before = matmul()
       start = time.perf_counter()
       step()
       seconds[label].append(time.perf_counter() - start)
       after = matmul()
-      shares[label].append(gflop / seconds[label][-1] / ((before + after) / 2))
+      shares[label].append(flops / 1e9 / seconds[label][-1] / ((before + after) / 2))
       rates += [before, after]
     bandwidths.append(copy())
 
-  print(
-    f"{args.config}: batch {batch} x {patch} x {patch}, float32, {gflop:.0f} GFLOP a step; "
-    f"{profiling.device_name()}"
-  )
+  print(f"float32; {profiling.device_name()}")
   print(
     f"ceilings: float32 matrix product {statistics.median(rates):.0f} GFLOP/s "
-    f"(best {max(rates):.0f}), memory copy {statistics.median(bandwidths):.0f} GB/s"
+    f"({min(rates):.0f} to {max(rates):.0f}), memory copy {statistics.median(bandwidths):.0f} GB/s"
   )
+  width = max(map(len, steps)) + 2
   print(
-    f"{'':14s}{'s/step':>8s}{'min':>8s}{'max':>8s}{'GFLOP/s':>9s}{'of ceiling':>12s}{'best':>7s}"
+    f"{'':{width}s}{'GFLOP':>8s}{'s/step':>8s}{'min':>8s}{'max':>8s}{'GFLOP/s':>9s}"
+    f"{'of ceiling':>12s}"
   )
-  for label, times in seconds.items():
+  for label, (_, flops) in steps.items():
+    times = seconds[label]
     median = statistics.median(times)
     print(
-      f"{label:14s}{median:8.3f}{min(times):8.3f}{max(times):8.3f}{gflop / median:9.0f}"
-      f"{statistics.median(shares[label]):12.1%}{gflop / min(times) / max(rates):7.1%}"
+      f"{label:{width}s}{flops / 1e9:8.0f}{median:8.3f}{min(times):8.3f}{max(times):8.3f}"
+      f"{flops / 1e9 / median:9.0f}{statistics.median(shares[label]):12.1%}"
     )
-  speedup = statistics.median(
-    slow / fast for fast, slow in zip(seconds["this project"], seconds["plain (tfc)"])
-  )
-  print(f"this project is {speedup:.2f}x as fast as plain")
 
 
 if __name__ == "__main__":
