@@ -24,6 +24,9 @@ RESULTS_DIR = _path("NTC_RESULTS_DIR", PROJECT_DIR / "json_results")
 PUBLISHED_DIR = PROJECT_DIR / "json_results" / "published"
 REPORTS_DIR = _path("NTC_REPORTS_DIR", PROJECT_DIR / "reports")
 
+# Exported models, *.ntcm: where ./ntc.py decompress looks for the model that a file names.
+MODELS_DIR = _path("NTC_MODELS_DIR", PROJECT_DIR / "models")
+
 # Generated and downloaded data sets.
 DATA_CACHE_DIR = _path("NTC_DATA_CACHE_DIR", PROJECT_DIR / "data_cache")
 

@@ -14,7 +14,8 @@ ROOMS = {
   "A": "bd datasets flags hyper launchers report report_page results runs supervise venv",
   "B": "bitstream codec dct_init entropy exact layers metrics profiling quantizers rd schedules "
   "transforms transforms_elic transforms_shallow",
-  "C": "checkpoints classical cli data dead_leaves eval_lib itinf_lib job train_lib writers",
+  "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job train_lib "
+  "writers",
 }
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}
@@ -40,7 +41,7 @@ def _imports(path):
       assert node.level == 0, f"{path}: relative imports hide the rooms"
       found.add(node.module)
       found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  ours = {"common", "configs", "launch", "launch_eval", "slurm_template", "tests", *FAMILIES}
+  ours = {"common", "configs", "launch", "launch_eval", "ntc", "slurm_template", "tests", *FAMILIES}
   return {name for name in found if name.split(".")[0] in ours}
 
 
@@ -95,8 +96,14 @@ def test_launchers_import_only_plain_python():
       assert ROOM_OF[imported] == "A", f"{name} imports {imported}"
 
 
+def test_the_command_for_pictures_names_no_family():
+  for imported in ALL["ntc"] - {"common", "configs"}:
+    assert imported in ROOM_OF, f"ntc imports {imported}: it finds families as folders"
+
+
 def test_plain_python_starts_without_tensorflow():
   modules = [*sorted(n for n, room in ROOM_OF.items() if room == "A"), "launch", "launch_eval"]
+  modules += ["ntc", "common.artefacts"]
   code = f"import sys, {', '.join(modules)}; assert 'tensorflow' not in sys.modules"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

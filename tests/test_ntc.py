@@ -1,0 +1,437 @@
+"""The command for people: pictures to files and back, exports, and errors that name the fix."""
+
+import dataclasses
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import configs
+import ntc
+from common import artefacts, bitstream, data, eval_lib, runs
+from factorized.codec import FactorizedCodec, build
+from tests.conftest import ROOT, picture
+
+
+@dataclasses.dataclass
+class Command:
+  """Calls ntc.main within this process."""
+
+  capsys: pytest.CaptureFixture
+  out: str = ""
+  err: str = ""
+
+  def __call__(self, *argv):
+    code = ntc.main([str(a) for a in argv])
+    self.out, self.err = self.capsys.readouterr()
+    assert "Traceback" not in self.err
+    return code
+
+  def fails(self, code, *argv):
+    """The one line that it says."""
+    assert self(*argv) == code
+    (line,) = self.err.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.fixture
+def command(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(configs, "MODELS_DIR", tmp_path / "no models")
+  return Command(capsys)
+
+
+@pytest.fixture(scope="module")
+def codec(trained_run):
+  return eval_lib.load_codec(trained_run, build)[0]
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory, codec):
+  """A picture, its file by the run's newest checkpoint, and that file decoded."""
+  folder = tmp_path_factory.mktemp("photo")
+  Image.fromarray(picture(40, 56)).save(folder / "photo.png")
+  content = codec.compress(picture(40, 56))
+  (folder / "photo.ntc").write_bytes(content)
+  Image.fromarray(codec.decompress(content)).save(folder / "decoded.png")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, trained_run):
+  """A models folder with an export of a run that is gone."""
+  folder = tmp_path_factory.mktemp("models")
+  copy = tmp_path_factory.mktemp("runs") / trained_run.path.name
+  shutil.copytree(trained_run.path, copy)
+  assert ntc.main(["export", str(copy), "--output", str(folder / "model.ntcm")]) == 0
+  shutil.rmtree(copy)
+  return folder
+
+
+def _pixels(path):
+  return np.asarray(Image.open(path))
+
+
+def _files(folder):
+  return sorted(p.name for p in folder.iterdir())
+
+
+# There and back
+
+
+def test_a_picture_there_and_back_by_a_run(command, photo, trained_run, tmp_path, codec):
+  file, back = tmp_path / "photo.ntc", tmp_path / "back.png"
+  assert command("compress", photo / "photo.png", file, "--workdir", trained_run.path) == 0
+  assert file.read_bytes() == (photo / "photo.ntc").read_bytes()
+  size = file.stat().st_size
+  assert f"{size} bytes, {8 * size / 40 / 56:.3f} bpp" in command.out and " dB" in command.out
+  assert command("decompress", f"--workdir={trained_run.path}", file, back) == 0
+  np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+
+
+def test_many_pictures_of_all_kinds_by_an_exported_model(
+  command, models, odd_pictures, tmp_path, codec, monkeypatch
+):
+  folder = tmp_path / "in"
+  shutil.copytree(odd_pictures, folder)
+  rgb = Image.fromarray(picture(20, 30))
+  alpha = Image.fromarray(np.linspace(0, 255, 600).reshape(20, 30).astype(np.uint8))
+  rgb.convert("L").save(folder / "grey.png")
+  rgb.convert("CMYK").save(folder / "cmyk.jpg")
+  rgb.convert("P").save(folder / "palette.gif")
+  Image.merge("RGBA", [*rgb.split(), alpha]).save(folder / "alpha.png")
+  Image.fromarray(picture(20, 30)[:, :, 0].astype(np.uint16) * 257).save(folder / "wide.png")
+  pictures = sorted(folder.iterdir())
+  files, back = tmp_path / "files", tmp_path / "back"
+  model = ["--model", models / "model.ntcm"]
+  assert command("compress", *pictures, "--output_dir", files, *model) == 0
+  assert len(command.out.splitlines()) == len(pictures)
+  assert _files(files) == [f"{p.stem}.ntc" for p in pictures]
+  monkeypatch.setattr(configs, "MODELS_DIR", models)
+  assert command("decompress", *sorted(files.iterdir()), "--output_dir", back) == 0
+  for path in pictures:
+    content = (files / f"{path.stem}.ntc").read_bytes()
+    assert content == codec.compress(data.read_image(path)), path.name
+    np.testing.assert_array_equal(_pixels(back / f"{path.stem}.png"), codec.decompress(content))
+
+
+@pytest.mark.slow
+def test_the_exported_model_decodes_in_a_fresh_process(photo, models, tmp_path):
+  back = tmp_path / "back.png"
+  subprocess.run(
+    [ROOT / "ntc.py", "decompress", photo / "photo.ntc", back],
+    env={**os.environ, "NTC_MODELS_DIR": str(models)}, cwd=tmp_path, check=True,
+  )  # fmt: skip
+  np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".tif"])
+def test_other_formats_keep_every_pixel(command, photo, models, tmp_path, suffix):
+  back = tmp_path / f"back{suffix}"
+  model = ["--model", models / "model.ntcm"]
+  assert command("decompress", photo / "photo.ntc", back, *model) == 0
+  np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+
+
+def test_an_older_checkpoint_that_wrote_a_file_is_found_and_named(
+  command, photo, trained_run, tmp_path
+):
+  run = ["--workdir", trained_run.path]
+  file, back = tmp_path / "old.ntc", tmp_path / "old.png"
+  assert command("compress", photo / "photo.png", file, *run, "--step=2") == 0
+  assert file.read_bytes() != (photo / "photo.ntc").read_bytes()
+  # Together with one of the newest checkpoint: every model is loaded once.
+  assert command("decompress", file, photo / "photo.ntc", "--output_dir", tmp_path, *run) == 0
+  assert "was written by step 2" in command.err
+  old = eval_lib.load_codec(trained_run, build, "2")[0]
+  np.testing.assert_array_equal(_pixels(back), old.decompress(file.read_bytes()))
+  np.testing.assert_array_equal(_pixels(tmp_path / "photo.png"), _pixels(photo / "decoded.png"))
+  said = command.fails(1, "decompress", file, tmp_path / "x.png", *run, "--step", "6")
+  assert old.fingerprint.hex() in said and "step 6 is" in said
+  assert not (tmp_path / "x.png").exists()
+
+
+# Exports
+
+
+def test_export_has_a_name_of_its_own_and_does_not_write_twice(
+  command, trained_run, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(configs, "MODELS_DIR", tmp_path / "models")
+  assert command("export", trained_run.path, "--step", "best") == 0
+  (path,) = (tmp_path / "models").iterdir()
+  model = artefacts.read(path).model
+  unit = trained_run.read_work_unit()
+  assert path.name == f"factorized-{unit.runname}-{model['fingerprint']}.ntcm"
+  assert model["training"]["xid"] == "1" and model["training"]["wid"] == unit.wid
+  before = path.stat().st_mtime_ns
+  assert command("export", trained_run.path, "--step", "best") == 0
+  assert "the same" in command.out and path.stat().st_mtime_ns == before
+  path.write_bytes(b"something else")
+  assert "--force" in command.fails(2, "export", trained_run.path, "--step", "best")
+  assert path.read_bytes() == b"something else"
+
+
+def test_an_exported_decoder_decodes_and_says_that_it_cannot_compress(
+  command, photo, trained_run, tmp_path, models
+):
+  model, back = tmp_path / "decoder.ntcm", tmp_path / "back.png"
+  assert command("export", trained_run.path, "--decoder_only", "--output", model) == 0
+  assert model.stat().st_size < (models / "model.ntcm").stat().st_size
+  assert command("decompress", photo / "photo.ntc", back, "--model", model) == 0
+  np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+  said = command.fails(1, "compress", photo / "photo.png", tmp_path / "x.ntc", "--model", model)
+  assert "without --decoder_only" in said
+
+
+# Models that are missing or wrong
+
+
+def test_a_missing_model_is_named_with_where_it_was_looked_for(command, photo, codec, tmp_path):
+  said = command.fails(1, "decompress", photo / "photo.ntc", tmp_path / "x.png")
+  for part in (codec.fingerprint.hex(), str(configs.MODELS_DIR), "ntc.py export", "--workdir"):
+    assert part in said
+
+
+def test_a_damaged_model_in_the_folder_is_named(command, photo, models, tmp_path, monkeypatch):
+  content = bytearray((models / "model.ntcm").read_bytes())
+  content[len(content) // 2] ^= 1
+  (tmp_path / "model.ntcm").write_bytes(content)
+  monkeypatch.setattr(configs, "MODELS_DIR", tmp_path)
+  argv = ["decompress", photo / "photo.ntc", tmp_path / "x.png"]
+  named = ["--model", tmp_path / "model.ntcm"]
+  for refused in (argv, [*argv, *named], ["info", tmp_path / "model.ntcm"]):
+    said = command.fails(1, *refused)
+    assert "SHA-256" in said and "model.ntcm" in said
+  assert _files(tmp_path) == ["model.ntcm"]
+
+
+def _with(photo, tmp_path, **changes):
+  stream = bitstream.read((photo / "photo.ntc").read_bytes())
+  path = tmp_path / "changed.ntc"
+  path.write_bytes(bitstream.write(dataclasses.replace(stream, **changes)))
+  return path
+
+
+def test_another_models_file_is_refused(command, photo, models, trained_run, tmp_path):
+  file = _with(photo, tmp_path, fingerprint=b"\1" * 6)
+  for model in (["--workdir", trained_run.path], ["--model", models / "model.ntcm"]):
+    said = command.fails(1, "decompress", file, tmp_path / "x.png", *model)
+    assert "010101010101" in said and "Name the run" in said
+  assert _files(tmp_path) == ["changed.ntc"]
+
+
+def test_another_familys_file_is_refused(command, photo, models, trained_run, tmp_path):
+  file = _with(photo, tmp_path, family="../os")
+  for model in (["--workdir", trained_run.path], ["--model", models / "model.ntcm"]):
+    said = command.fails(1, "decompress", file, tmp_path / "x.png", *model)
+    assert "by the family '../os'" in said and "'factorized'" in said
+  assert "../os model" in command.fails(1, "decompress", file, tmp_path / "x.png")
+
+
+def test_a_model_of_a_family_that_is_not_here_is_refused(command, photo, tmp_path):
+  model = {
+    "schema_version": 1, "family": "os", "fingerprint": "00" * 6, "decoder_only": False,
+    "model_config": {}, "step": 1, "training": {}, "versions": {}, "arrays": {},
+  }  # fmt: skip
+  path = tmp_path / "odd.ntcm"
+  path.write_bytes(artefacts.seal({"model.json": runs.json_line(model).encode()}))
+  said = command.fails(1, "compress", photo / "photo.png", tmp_path / "x.ntc", "--model", path)
+  assert "'os'" in said and "factorized" in said
+
+
+# Damaged files and pictures
+
+
+def test_damaged_files_are_refused_and_leave_nothing(command, photo, models, tmp_path, monkeypatch):
+  monkeypatch.setattr(configs, "MODELS_DIR", models)
+  content = (photo / "photo.ntc").read_bytes()
+  flipped = bytearray(content)
+  flipped[-5] ^= 1
+  damaged = {
+    "flipped": (bytes(flipped), "checksum"),
+    "short": (content[:-3], "truncated"),
+    "empty": (b"", "truncated"),
+    "text": (b"no such file", "magic"),
+    "future": (content[:3] + b"\2" + content[4:], "version 2; this code reads 1"),
+  }
+  for name, (changed, message) in damaged.items():
+    file = tmp_path / f"{name}.ntc"
+    file.write_bytes(changed)
+    for argv in (["decompress", file, tmp_path / "x.png"], ["info", file]):
+      said = command.fails(1, *argv)
+      assert message in said and file.name in said
+  assert all(name.endswith(".ntc") for name in _files(tmp_path))
+
+
+def test_one_bad_picture_does_not_hold_up_the_others(command, photo, models, tmp_path):
+  good, bad, out = photo / "photo.png", tmp_path / "bad.png", tmp_path / "out"
+  bad.write_bytes(good.read_bytes()[:200])
+  model = ["--model", models / "model.ntcm"]
+  assert command("compress", bad, good, "--output_dir", out, *model) == 1
+  assert "bad.png is no picture" in command.err and "1 of 2 files" in command.err
+  assert _files(out) == ["photo.ntc"]
+
+
+def test_a_picture_beyond_the_limit_is_refused_unread(command, models, tmp_path, monkeypatch):
+  Image.new("L", (20, 20)).save(tmp_path / "large.png")
+  monkeypatch.setattr(bitstream, "MAX_PIXELS", 399)
+  monkeypatch.setattr(data, "read_image", None)
+  argv = ["compress", tmp_path / "large.png", tmp_path / "x.ntc", "--model", models / "model.ntcm"]
+  assert "Cut it" in command.fails(1, *argv)
+
+
+def test_a_file_that_does_not_decode_is_not_left_behind(
+  command, photo, models, tmp_path, monkeypatch
+):
+  def decompress(self, content):
+    raise bitstream.BitstreamError("out of step")
+
+  monkeypatch.setattr(FactorizedCodec, "decompress", decompress)
+  argv = ["compress", photo / "photo.png", tmp_path / "x.ntc", "--model", models / "model.ntcm"]
+  assert "out of step" in command.fails(1, *argv)
+  assert _files(tmp_path) == []
+  assert command(*argv, "--noverify") == 0
+  assert _files(tmp_path) == ["x.ntc"] and "not verified" in command.out
+
+
+def test_a_full_disk_leaves_nothing_and_what_was_there(
+  command, photo, models, trained_run, tmp_path, monkeypatch
+):
+  def fsync(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(runs.os, "fsync", fsync)
+  file = tmp_path / "x.ntc"
+  model = ["--model", models / "model.ntcm"]
+  for argv in (
+    ["compress", photo / "photo.png", file, *model],
+    ["decompress", photo / "photo.ntc", tmp_path / "x.png", *model],
+    ["export", trained_run.path, "--output", tmp_path / "x.ntcm"],
+  ):
+    assert "No space left" in command.fails(1, *argv)
+    assert _files(tmp_path) == []
+  file.write_bytes(b"before")
+  assert "x.ntc: No space" in command.fails(
+    1, "compress", photo / "photo.png", file, "--force", *model
+  )
+  assert file.read_bytes() == b"before" and _files(tmp_path) == ["x.ntc"]
+
+
+# The command line
+
+
+def test_existing_files_stay_without_force(command, photo, models, tmp_path):
+  target, model = tmp_path / "photo.ntc", ["--model", models / "model.ntcm"]
+  target.write_bytes(b"mine")
+  assert "--force" in command.fails(2, "compress", photo / "photo.png", target, *model)
+  assert "--force" in command.fails(
+    2, "compress", photo / "photo.png", "--output_dir", tmp_path, *model
+  )
+  assert target.read_bytes() == b"mine"
+  assert command("compress", photo / "photo.png", target, *model, "--force") == 0
+  assert target.read_bytes() == (photo / "photo.ntc").read_bytes()
+
+
+def test_wrong_command_lines_exit_2_and_write_nothing(
+  command, photo, models, trained_run, tmp_path, monkeypatch
+):
+  def never():
+    raise AssertionError("TensorFlow was started for a wrong command line")
+
+  monkeypatch.setattr(ntc, "_start_tensorflow", never)
+  image, file, out = photo / "photo.png", photo / "photo.ntc", tmp_path / "out.ntc"
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "photo.jpg").write_bytes(image.read_bytes())
+  model, run = ["--model", models / "model.ntcm"], ["--workdir", trained_run.path]
+  for said, *argv in [
+    ("Unknown command 'pack'", "pack", image),
+    ("Which model?", "compress", image, out),
+    ("give one of them", "compress", image, out, *model, *run),
+    ("goes with --workdir", "compress", image, out, *model, "--step", "2"),
+    ("No model file", "compress", image, out, "--model", "nothing.ntcm"),
+    ("No run directory", "compress", image, out, "--workdir", "nothing"),
+    ("No run directory", "decompress", file, tmp_path / "x.png", "--workdir", "nothing"),
+    ("1 file: name an input and an output", "compress", image, *model),
+    ("3 files: name", "compress", image, image, out, *model),
+    ("named like a picture", "compress", image, tmp_path / "b.png", *model),
+    ("does not exist", "compress", tmp_path / "no.png", out, *model),
+    ("is a folder: name its files", "compress", tmp_path, out, *model),
+    ("write --output_dir", "compress", image, tmp_path, *model),
+    ("is no folder", "compress", image, "--output_dir", image, *model),
+    ("rename one", "compress", image, tmp_path / "other/photo.jpg", "--output_dir", "o", *model),
+    ("input and output at once", "decompress", file, file, "--force", *run),
+    ("keep every pixel", "decompress", file, tmp_path / "x.jpg", *run),
+    ("--bogus", "compress", image, out, "--bogus"),
+    ("required: RUN", "export"),
+    ("end in .ntcm", "export", trained_run.path, "--output", tmp_path / "x.zip"),
+    ("No run directory", "export", "nothing"),
+    ("required: FILE", "info"),
+  ]:
+    assert said in command.fails(2, *argv), argv
+  assert _files(tmp_path) == ["other"]
+
+
+def test_a_step_that_is_not_there_names_those_that_are(command, trained_run, tmp_path):
+  said = command.fails(1, "export", trained_run.path, "--step", "5")
+  assert "no checkpoint of step 5" in said and "[2, 3, 4, 6]" in said
+
+
+# Information
+
+
+def test_info_of_a_file(command, photo, models, codec, monkeypatch):
+  file = photo / "photo.ntc"
+  assert command("info", file) == 0
+  size, stream = file.stat().st_size, bitstream.read(file.read_bytes())
+  section = len(stream.sections[0])
+  said = command.out
+  for part in ("factorized", codec.fingerprint.hex(), "56x40 pixels", f"{section} bytes",
+               f"{size - section} bytes", f"{8 * size / 40 / 56:.4f}", "not in"):  # fmt: skip
+    assert part in said
+  monkeypatch.setattr(configs, "MODELS_DIR", models)
+  assert command("info", file, models / "model.ntcm") == 0
+  assert str(models / "model.ntcm") in command.out
+
+
+def test_info_of_a_model(command, models, codec, trained_run):
+  path = models / "model.ntcm"
+  assert command("info", path) == 0
+  facts = dict(line.split(None, 1) for line in command.out.splitlines()[1:] if "config" not in line)
+  unit = trained_run.read_work_unit()
+  assert facts["family"] == "factorized" and facts["fingerprint"] == codec.fingerprint.hex()
+  assert facts["step"] == "6" and facts["xid"] == "1" and facts["wid"] == str(unit.wid)
+  assert facts["runname"] == unit.runname and facts["bytes"] == str(path.stat().st_size)
+  numbers = sum(int(np.prod(v.shape)) for v in codec.variables)
+  assert f"{numbers} numbers, {4 * numbers} bytes" in facts["weights"]
+  assert "config       analysis.num_filters=6" in command.out
+
+
+def _runs_within(seconds, argv):
+  """A command's output; it has a few attempts, for the machine may have other work."""
+  took = []
+  while not took or (min(took) >= seconds and len(took) < 6):
+    began = time.perf_counter()
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    took.append(time.perf_counter() - began)
+  assert min(took) < seconds
+  return done.stdout
+
+
+def test_info_and_help_start_at_once_and_without_tensorflow(photo, models):
+  names = [str(photo / "photo.ntc"), str(models / "model.ntcm")]
+  code = (
+    f"import sys, ntc; ntc.main(['info', *{names}]);"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'keras', 'PIL')]"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+  assert "40" in _runs_within(0.5, [sys.executable, "ntc.py", "info", *names])
+  assert "./ntc.py export" in _runs_within(0.5, [sys.executable, "ntc.py", "--help"])
+  assert "--noverify" in _runs_within(0.5, [sys.executable, "ntc.py", "compress", "--help"])
+  assert os.access(ROOT / "ntc.py", os.X_OK)
