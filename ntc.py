@@ -163,9 +163,11 @@ def _pairs(args: argparse.Namespace, suffix: str) -> list[_Pair]:
 
 
 def _check_free(target: pathlib.Path, force: bool) -> None:
-  if target.is_dir():
-    raise flags.UsageError(f"The output {target} is a folder.")
-  if target.exists() and not force:
+  # A rename would put a file in the place of a device or a pipe: /dev/null, for example.
+  if target.exists() and not target.is_file():
+    what = "a folder" if target.is_dir() else "no regular file"
+    raise flags.UsageError(f"The output {target} is {what}: name a file.")
+  if (target.exists() or target.is_symlink()) and not force:
     raise flags.UsageError(f"{target} exists already: name another output, or give --force.")
 
 

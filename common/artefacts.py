@@ -59,7 +59,7 @@ _PACKAGES = ("numpy", "tensorflow", "tensorflow-compression")
 # What reading a zip archive raises where it is none, beside ArtefactError.
 _ZIP_ERRORS = (
   zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError,
-  struct.error,
+  OverflowError, MemoryError, struct.error,
 )  # fmt: skip
 
 
@@ -273,7 +273,7 @@ def peek(path: runs.PathLike) -> dict[str, Any]:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read_model(archive, size, str(path))
-  except (*_ZIP_ERRORS, MemoryError) as e:
+  except _ZIP_ERRORS as e:
     if isinstance(e, ArtefactError):
       raise
     raise ArtefactError(f"{path} is no exported model, or it is damaged ({e}).") from e

@@ -398,6 +398,24 @@ def test_models_are_found_by_fingerprint_and_unreadable_ones_are_named(exported,
   assert artefacts.find(tmp_path / "nowhere", bytes(6)) == ([], [])
 
 
+def test_a_glance_at_damaged_files_has_one_kind_of_error(exported, tmp_path):
+  data, path = exported.data, tmp_path / "model.ntcm"
+  random = np.random.default_rng(0)
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    directory = archive.start_dir
+  positions = [*range(90), *range(directory, directory + 60), *range(len(data) - 100, len(data))]
+  refused = 0
+  for position in positions:
+    damaged = bytearray(data)
+    damaged[position] ^= int(random.integers(1, 256))
+    path.write_bytes(damaged)
+    try:
+      assert artefacts.peek(path)["family"]
+    except ArtefactError:
+      refused += 1
+  assert refused > 50
+
+
 def test_reading_needs_no_tensorflow(exported, tmp_path):
   path = tmp_path / "model.ntcm"
   path.write_bytes(exported.data)

@@ -339,6 +339,17 @@ def test_existing_files_stay_without_force(command, photo, models, tmp_path):
   assert target.read_bytes() == (photo / "photo.ntc").read_bytes()
 
 
+def test_pipes_devices_and_links_are_not_replaced(command, photo, models, trained_run, tmp_path):
+  pipe, link = tmp_path / "pipe.png", tmp_path / "link.png"
+  os.mkfifo(pipe)
+  link.symlink_to("nowhere.png")
+  argv = ["decompress", photo / "photo.ntc"]
+  model = ["--model", models / "model.ntcm"]
+  assert "no regular file" in command.fails(2, *argv, pipe, *model, "--force")
+  assert "--force" in command.fails(2, *argv, link, *model)
+  assert pipe.is_fifo() and link.is_symlink() and len(_files(tmp_path)) == 2
+
+
 def test_wrong_command_lines_exit_2_and_write_nothing(
   command, photo, models, trained_run, tmp_path, monkeypatch
 ):
