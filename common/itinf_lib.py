@@ -13,7 +13,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -48,14 +48,73 @@ _RANGES = {
   "itinf_config.temperature_start_step": hyper.Range(int, 0),
 }
 
+# Of the method; None is its default.
+_OPTIONAL_RANGES = {
+  "itinf_config.temperature_upper": hyper.Range(float, 0, exclusive=True),
+  "itinf_config.sigmoid_scale": hyper.Range(float, 0, exclusive=True),
+  "itinf_config.three_class_factor": hyper.Range(float, 0, exclusive=True),
+  "itinf_config.three_class_power": hyper.Range(float, 0, exclusive=True),
+}
+
 
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   """Raises for a work unit that cannot run: unknown method, data or run that is not there."""
   config = hyper.to_config(unit.config)
   hyper.check_numbers(config, _RANGES)
-  quantizers.make_quantizer(config.itinf_config.method)
+  given = {k: r for k, r in _OPTIONAL_RANGES.items() if _option(config, k) is not None}
+  hyper.check_numbers(config, given)
+  _make_quantizer(config)
+  _temperature(config)
   data.resolve(config.data_config.dataset)
   build(_model_config(config, _trained_run(config)))
+
+
+def _option(config: Any, key: str) -> Any:
+  group, name = key.split(".")
+  return config[group].get(name)
+
+
+def _make_quantizer(config: Any) -> quantizers.MakeQuantizer:
+  """The method's quantizer, with those of its parameters that the config gives.
+
+  Raises:
+    ValueError: No method of iterative inference, or a parameter that it does not have.
+  """
+  name = config.itinf_config.method
+  if name not in quantizers.FOR_ITERATIVE_INFERENCE:
+    raise ValueError(
+      f"itinf_config.method {name!r} is no method of iterative inference. "
+      f"Known: {', '.join(sorted(quantizers.FOR_ITERATIVE_INFERENCE))}."
+    )
+  given = {
+    key.split(".")[1]: float(_option(config, key))
+    for key in _OPTIONAL_RANGES
+    if key != "itinf_config.temperature_upper" and _option(config, key) is not None
+  }
+  return quantizers.make_quantizer(name, **given)
+
+
+def _temperature(config: Any) -> schedules.Schedule:
+  """Of the method; a constant 1 where it has none.
+
+  Raises:
+    ValueError: An upper bound is given for a method without a temperature.
+  """
+  method = config.itinf_config
+  upper = method.get("temperature_upper")
+  default = quantizers.FOR_ITERATIVE_INFERENCE[method.method]
+  if default is None:
+    if upper is not None:
+      raise ValueError(
+        f"itinf_config.method {method.method!r} has no temperature: leave "
+        "itinf_config.temperature_upper at None."
+      )
+    return lambda step: 1.0
+  return schedules.annealed_temperature(
+    float(method.temperature_rate),
+    int(method.temperature_start_step),
+    default if upper is None else float(upper),
+  )
 
 
 def run(job: Job, build: BuildCodec) -> pathlib.Path:
@@ -81,13 +140,14 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
     for names in _batches(images, job.run, int(config.data_config.batchsize), records):
       done = len(records) * num_steps
       batch = [images[i] for i in names]
+      wanted = {name for name, _ in batch} - records.keys()
 
-      def report(at: int, detail: str, done: int = done, count: int = len(batch)) -> None:
+      def report(at: int, detail: str, done: int = done, count: int = len(wanted)) -> None:
         progress.update(done + at * count, detail)
         if job.stop_requested():
           job.interrupted(done)
 
-      for record in _optimise_batch(optimizer, batch, job.run, report):
+      for record in _optimise_batch(optimizer, batch, wanted, job.run, report):
         records[record.image] = record
     progress.update(len(images) * num_steps)
   finally:
@@ -154,7 +214,12 @@ def _model_config(config: Any, trained: runs.RunDir) -> Any:
 def _batches(
   images: data.EvalImages, run: runs.RunDir, batchsize: int, records: dict[str, results.EvalRecord]
 ) -> Iterator[list[int]]:
-  """Indexes of unfinished images, those of one shape together; finished ones go to `records`."""
+  """Indexes of images, those of one shape together; finished ones go to `records`.
+
+  What goes together depends on the data set alone, so that after a restart every image sees the
+  batch, and so ends at the bits, that it would have without. A batch is left out if all of it is
+  finished.
+  """
   by_shape: dict[tuple[int, ...], list[int]] = {}
   for i, (name, image) in enumerate(images):
     record_file = _folder(run, name) / "record.json"
@@ -162,11 +227,12 @@ def _batches(
     if facts.get("image_sha256") == _sha256(image):
       records[name] = results.EvalRecord(**runs.read_json(record_file))
       _LOG.info("%s is finished already.", name)
-    else:
-      by_shape.setdefault(image.shape, []).append(i)
+    by_shape.setdefault(image.shape, []).append(i)
   for members in by_shape.values():
     for begin in range(0, len(members), batchsize):
-      yield members[begin : begin + batchsize]
+      batch = members[begin : begin + batchsize]
+      if any(images[i][0] not in records for i in batch):
+        yield batch
 
 
 def _folder(run: runs.RunDir, name: str) -> pathlib.Path:
@@ -181,8 +247,29 @@ def _sha256(image: np.ndarray) -> str:
   return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
 
 
+class _State(NamedTuple):
+  """What a step changes; each by latent name, [B, h, w, C] float32.
+
+  Attributes:
+    loc: The latents.
+    first, second: Adam's moments.
+  """
+
+  loc: dict[str, tf.Tensor]
+  first: dict[str, tf.Tensor]
+  second: dict[str, tf.Tensor]
+
+
+# (state, x [B, H, W, 3], step, learning rate, temperature) -> state, {"bpp": [B], "mse": [B]}.
+_Step = Callable[..., tuple[_State, dict[str, tf.Tensor]]]
+
+
 class _LatentOptimizer:
-  """The compiled step: one trace for each shape, gradients for the latents alone."""
+  """The compiled step: one trace for each height and width, gradients for the latents alone.
+
+  The batch size stays open, so that the last, smaller batch of a shape needs no trace of its own.
+  (Filling it up with copies would need none either, but pays the copies' share in every step.)
+  """
 
   def __init__(self, codec: TrainableCodec, config: Any, rd_lambda: float):
     self.codec = codec
@@ -190,65 +277,55 @@ class _LatentOptimizer:
     options, method = config.train_eval_config, config.itinf_config
     self.num_steps = int(options.num_steps)
     self.log_every = int(options.log_metrics_every_steps)
-    self._make_quantizer = quantizers.make_quantizer(method.method)
+    self._make_quantizer = _make_quantizer(config)
     self._seed = int(options.seed)
     self._learning_rate = float(method.learning_rate)
     self._decay_after = int(method.decay_after_steps)
-    self._temperature = schedules.annealed_temperature(
-      float(method.temperature_rate), int(method.temperature_start_step)
-    )
-    self._steps: dict[Any, Any] = {}
+    self._temperature = _temperature(config)
+    self._steps: dict[Any, _Step] = {}
 
   def learning_rate(self, step: int) -> float:
     return self._learning_rate * (0.1 if step >= self._decay_after else 1.0)
 
-  def scheduled(self, step: int) -> tuple[np.int32, np.float32, np.float32]:
-    """What a compiled step takes beside the variables: step, learning rate, temperature."""
+  def scheduled(self, step: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """What a compiled step takes beside state and images: step, learning rate, temperature."""
     return (
-      np.int32(step),
-      np.float32(self.learning_rate(step)),
-      np.float32(self._temperature(step)),
+      tf.constant(step, tf.int32),
+      tf.constant(self.learning_rate(step), tf.float32),
+      tf.constant(self._temperature(step), tf.float32),
     )
 
-  def prepare(self, x: tf.Tensor):
-    """The latents of `x` as variables, and the step that optimises them for `x`."""
-    initial = {k: v.loc for k, v in rd.infer(self.codec, x).items()}
-    key = tuple(x.shape)
+  def prepare(self, x: tf.Tensor) -> tuple[_State, _Step]:
+    """The state that begins at the encoder's latents of `x`, and the step for it."""
+    loc = {k: v.loc for k, v in rd.infer(self.codec, x).items()}
+    zeros = {k: tf.zeros_like(v) for k, v in loc.items()}
+    state = _State(loc, zeros, zeros)
+    key = tuple(x.shape[1:])
     if key not in self._steps:
-      variables = {k: tf.Variable(v) for k, v in initial.items()}
-      target = tf.Variable(x)
-      optimizer = tf.keras.optimizers.Adam(jit_compile=False)
-      optimizer.build(list(variables.values()))
       self._steps.clear()  # Batches come by shape: the one before is done with.
-      self._steps[key] = (variables, target, optimizer, self._compile(variables, target, optimizer))
-    variables, target, optimizer, step = self._steps[key]
-    target.assign(x)
-    for name, variable in variables.items():
-      variable.assign(initial[name])
-    for variable in optimizer.variables:  # Moments of the batch before.
-      variable.assign(tf.zeros_like(variable))
-    return variables, step
+      self._steps[key] = self._compile(state, x)
+    return state, self._steps[key]
 
-  def _compile(self, variables: dict[str, tf.Variable], target: tf.Variable, optimizer: Any):
-    @tf.function
-    def step(number, learning_rate, temperature):
-      x = tf.convert_to_tensor(target)
+  def _compile(self, state: _State, x: tf.Tensor) -> _Step:
+    def step(state: _State, x, number, learning_rate, temperature):
       with tf.GradientTape(watch_accessed_variables=False) as tape:
-        for variable in variables.values():
-          tape.watch(variable)
-        latents = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+        tape.watch(state.loc)
+        latents = {k: Latent(v) for k, v in state.loc.items()}
         quantizer = self._make_quantizer(
-          seed=tf.stack([self._seed, number]), temperature=temperature
+          seed=tf.stack([self._seed, number]), temperature=temperature, share_noise=True
         )
         terms = rd.rd_terms_of(self.codec, latents, x, self.rd_lambda, quantizer)
-        # A sum: an image's gradient is the same in a batch of any size.
-        loss = tf.reduce_sum(terms.bpp + self.rd_lambda * terms.mse)
-      flat = list(variables.values())
-      optimizer.learning_rate.assign(learning_rate)
-      optimizer.apply_gradients(zip(tape.gradient(loss, flat), flat))
-      return {"bpp": terms.bpp, "mse": terms.mse}
+        # A sum over images, in bits of the picture: neither the batch nor the number of pixels
+        # changes how large gradients are against Adam's epsilon.
+        loss = tf.reduce_sum(terms.bpp + self.rd_lambda * terms.mse) * (x.shape[1] * x.shape[2])
+      gradients = tape.gradient(loss, state.loc)
+      return _adam(state, gradients, number, learning_rate), {"bpp": terms.bpp, "mse": terms.mse}
 
-    return step
+    signature = tf.nest.map_structure(
+      lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), (state, x)
+    )
+    scalars = [tf.TensorSpec([], t) for t in (tf.int32, tf.float32, tf.float32)]
+    return tf.function(step).get_concrete_function(*signature, *scalars)
 
   def costs(self, latents: Latents, x: tf.Tensor) -> dict[str, np.ndarray]:
     """Estimated bpp, mse and loss of rounded latents, each [B]."""
@@ -258,19 +335,37 @@ class _LatentOptimizer:
     return {"bpp": bpp, "mse": mse, "loss": bpp + self.rd_lambda * mse}
 
 
+def _adam(state: _State, gradients, step: tf.Tensor, learning_rate: tf.Tensor) -> _State:
+  """A step of Adam (Kingma and Ba 2015) with its usual settings; `step` counts from 0."""
+  beta1, beta2, epsilon = 0.9, 0.999, 1e-7
+  t = tf.cast(step + 1, tf.float32)
+  rate = learning_rate * tf.sqrt(1 - beta2**t) / (1 - beta1**t)
+  moved = _State({}, {}, {})
+  for name, gradient in gradients.items():
+    first = beta1 * state.first[name] + (1 - beta1) * gradient
+    second = beta2 * state.second[name] + (1 - beta2) * tf.square(gradient)
+    moved.loc[name] = state.loc[name] - rate * first / (tf.sqrt(second) + epsilon)
+    moved.first[name], moved.second[name] = first, second
+  return moved
+
+
 def _optimise_batch(
-  optimizer: _LatentOptimizer, batch: list[tuple[str, np.ndarray]], run: runs.RunDir, report
+  optimizer: _LatentOptimizer,
+  batch: list[tuple[str, np.ndarray]],
+  wanted: set[str],
+  run: runs.RunDir,
+  report,
 ) -> list[results.EvalRecord]:
-  """Optimises images of one shape; writes a folder for each and returns their records."""
+  """Optimises images of one shape; writes a folder for each that is wanted, returns its record."""
   x = tf.concat([rd.to_batch(image) for _, image in batch], axis=0)
-  variables, step = optimizer.prepare(x)
-  initial = {k: Latent(tf.identity(v)) for k, v in variables.items()}
+  state, step = optimizer.prepare(x)
+  initial = {k: Latent(v) for k, v in state.loc.items()}
   before = optimizer.costs(initial, x)
   history: list[dict[str, Any]] = []
   began = time.perf_counter()
   for number in range(optimizer.num_steps):
     number_, learning_rate, temperature = optimizer.scheduled(number)
-    terms = step(number_, learning_rate, temperature)
+    state, terms = step(state, x, number_, learning_rate, temperature)
     if number % optimizer.log_every == 0 or number + 1 == optimizer.num_steps:
       values = {k: v.numpy() for k, v in terms.items()}
       history.append({"step": number, "temperature": float(temperature), **values})
@@ -284,7 +379,7 @@ def _optimise_batch(
     else:
       report(number + 1, "")
   seconds = (time.perf_counter() - began) / len(batch)
-  latents = _better(optimizer, initial, before, variables, x)
+  latents = _better(optimizer, initial, before, state.loc, x)
   after = optimizer.costs(latents, x)
   return [
     _finish(
@@ -302,6 +397,7 @@ def _optimise_batch(
       run,
     )
     for i, (name, image) in enumerate(batch)
+    if name in wanted
   ]
 
 
@@ -309,11 +405,11 @@ def _better(
   optimizer: _LatentOptimizer,
   initial: Latents,
   before: dict[str, np.ndarray],
-  variables: dict[str, tf.Variable],
+  loc: dict[str, tf.Tensor],
   x: tf.Tensor,
 ) -> Latents:
   """Each image's optimised latents, or the encoder's where rounding left those no better."""
-  optimised = {k: Latent(tf.convert_to_tensor(v)) for k, v in variables.items()}
+  optimised = {k: Latent(v) for k, v in loc.items()}
   better = optimizer.costs(optimised, x)["loss"] < before["loss"]
   return {
     k: Latent(tf.where(better[:, None, None, None], v.loc, initial[k].loc))

@@ -55,10 +55,18 @@ def rd_lambda(value: float, warmup_steps: int, warmup_factor: float, below: floa
   return at
 
 
+LOWEST_TEMPERATURE = 1e-8
+
+
 def annealed_temperature(rate: float, start_step: int, upper: float = 0.5) -> Schedule:
-  """tau(t) = clip(upper exp(-rate (t - start_step)), 1e-8, upper): Yang et al. 2020, appendix."""
+  """tau(t) = clip(upper exp(-rate (t - start_step)), 1e-8, upper): Yang et al. 2020, appendix.
+
+  With `upper` = exp(-rate start_step) this is clip(exp(-rate t), 1e-8, upper), as their code and
+  that of SGA+ have it: rate 1e-3 and 0.5 start falling at step 693.
+  """
 
   def at(step: int) -> float:
-    return min(max(upper * math.exp(-rate * (step - start_step)), 1e-8), upper)
+    exponent = min(0.0, -rate * (step - start_step))  # exp of large positive numbers overflows.
+    return max(upper * math.exp(exponent), LOWEST_TEMPERATURE)
 
   return at
