@@ -1,13 +1,18 @@
 """Iterative inference: less loss, in a real file of the same decoder, resumable."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import configs
-from common import cli, eval_lib, itinf_lib, results, runs
+from common import cli, eval_lib, hyper, itinf_lib, quantizers, rd, results, runs
+from common.codec import Coded, Latent, TrainableCodec
 from factorized.codec import build
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, picture, run_command
 
 
 def _itinf(argv):
@@ -75,20 +80,233 @@ def test_a_folder_an_image_with_the_latents_and_the_metrics(optimised):
   assert {"bpp", "mse", "temperature"} <= set(lines[0])
 
 
-def test_images_of_one_shape_share_a_trace(optimised, trained_run, odd_pictures, monkeypatch):
-  """Pictures 3 and 4 have one shape: they go together; as alone, up to float rounding."""
-  folder, _ = optimised
+def _count_traces(monkeypatch):
   traces = []
-  compile_step = itinf_lib._LatentOptimizer._compile
-  monkeypatch.setattr(
-    itinf_lib._LatentOptimizer,
-    "_compile",
-    lambda self, *a: traces.append(1) or compile_step(self, *a),
-  )
+  terms_of = rd.rd_terms_of
+
+  def counted(codec, latents, x, *more):
+    if not tf.executing_eagerly():
+      traces.append(tuple(x.shape[1:3]))
+    return terms_of(codec, latents, x, *more)
+
+  monkeypatch.setattr(rd, "rd_terms_of", counted)
+  return traces
+
+
+def test_images_of_one_shape_share_a_trace_and_none_depends_on_its_batch(
+  optimised, trained_run, odd_pictures, monkeypatch
+):
+  """Pictures 3 and 4 have one shape: alone they end where they ended together."""
+  folder, run = optimised
+  traces = _count_traces(monkeypatch)
   monkeypatch.setattr(configs, "RESULTS_DIR", folder / "other_results")
   argv = _arguments(trained_run, odd_pictures, folder / "other", "--config.data_config.batchsize=1")
   assert _itinf(argv) == 0
-  assert len(traces) == 4  # Four shapes, five images.
+  assert sorted(traces) == [(1, 1), (7, 5), (17, 33), (33, 50)]  # Five images.
+  (other,) = (folder / "other").glob("1/wid=*")
+  for name in ("3-33x50.png", "4-33x50.png"):
+    together = runs.read_json(run.path / "images" / name / "facts.json")["loss_after"]
+    alone = runs.read_json(other / "images" / name / "facts.json")["loss_after"]
+    assert alone == pytest.approx(together, rel=1e-3)  # Sums in another order.
+
+
+@pytest.fixture(scope="module")
+def one_shape(tmp_path_factory):
+  """A folder of five pictures of 24x16."""
+  folder = tmp_path_factory.mktemp("one_shape")
+  for i in range(5):
+    Image.fromarray(picture(24, 16, i)).save(folder / f"{i}.png")
+  return folder
+
+
+def test_a_smaller_last_batch_needs_no_trace_of_its_own_and_the_encoder_runs_once_a_batch(
+  trained_run, one_shape, tmp_path, monkeypatch
+):
+  traces, inferred = _count_traces(monkeypatch), []
+  infer = rd.infer
+  monkeypatch.setattr(rd, "infer", lambda codec, x: inferred.append(len(x)) or infer(codec, x))
+  monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
+  more = ["--config.data_config.batchsize=2", "--config.train_eval_config.num_steps=3"]
+  assert _itinf(_arguments(trained_run, one_shape, tmp_path / "x", *more)) == 0
+  assert traces == [(24, 16)]  # Three batches: 2, 2, 1.
+  assert inferred == [2, 2, 1]
+
+
+@pytest.mark.parametrize("method", sorted(quantizers.FOR_ITERATIVE_INFERENCE))
+def test_every_method_ends_in_files_that_decode(
+  method, trained_run, pictures, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
+  more = [f"--config.itinf_config.method={method}", "--config.train_eval_config.num_steps=12"]
+  more += ["--config.itinf_config.temperature_start_step=4", "--config.data_config.batchsize=2"]
+  source = str(pictures / "[01].png")
+  assert _itinf(_arguments(trained_run, source, tmp_path / "x", *more)) == 0
+  (path,) = (tmp_path / "x").glob("1/wid=*")
+  codec, _ = eval_lib.load_codec(trained_run, build)
+  for name in ("0.png", "1.png"):
+    folder = path / "images" / name
+    facts = runs.read_json(folder / "facts.json")
+    assert facts["loss_after"] <= facts["loss_before"]
+    decoded = codec.decompress((folder / "image.ntc").read_bytes())
+    np.testing.assert_array_equal(decoded, np.asarray(Image.open(folder / "reconstruction.png")))
+    lines = runs.read_jsonl(folder / "metrics.jsonl")
+    upper = quantizers.FOR_ITERATIVE_INFERENCE[method]
+    assert lines[0]["temperature"] == pytest.approx(1.0 if upper is None else upper)
+    assert (lines[-1]["temperature"] < lines[0]["temperature"]) == (upper is not None)
+
+
+def test_parameters_of_the_config_reach_the_method(trained_run, one_shape, tmp_path):
+  overrides = {"method": "sga_ssl", "sigmoid_scale": 1.0, "temperature_upper": 0.7}
+  unit = _work_unit(trained_run, one_shape, **overrides)
+  itinf_lib.check(unit, build)
+  config = hyper.to_config(unit.config)
+  make = itinf_lib._make_quantizer(config)
+  linear = quantizers.make_quantizer("sga_linear")
+  v = tf.random.stateless_normal([1, 2, 3, 4], [0, 0])
+  settings = dict(seed=(0, 1), temperature=0.5)
+  np.testing.assert_allclose(
+    make(**settings)("y", v, 0.0).rate, linear(**settings)("y", v, 0.0).rate, atol=1e-4
+  )
+  assert itinf_lib._temperature(config)(0) == 0.7
+
+
+def _work_unit(trained, pictures, **method):
+  overrides = {
+    "data_config.dataset": str(pictures),
+    "train_eval_config.warm_start_exp_dir": str(trained.path.parent),
+    "train_eval_config.warm_start_wid": 0,
+    **{f"itinf_config.{k}": v for k, v in method.items()},
+  }
+  file = hyper.load(str(ROOT / "factorized/configs/itinf.py:tiny"))
+  return hyper.make_work_unit(file, "factorized", "itinf", None, overrides)
+
+
+def test_weights_stay_and_a_pictures_size_does_not_change_the_steps(trained_run, pictures):
+  """Gradients are those of bits: large against Adam's epsilon, whatever the number of pixels."""
+  codec, _ = eval_lib.load_codec(trained_run, build)
+  before = [v.numpy() for v in codec.variables]
+  config = hyper.to_config(_work_unit(trained_run, pictures, method="ste").config)
+  config.itinf_config.learning_rate = 0.01
+  optimizer = itinf_lib._LatentOptimizer(codec, config, 0.01)
+  once = rd.to_batch(picture(16, 16))
+  for x in (once, tf.tile(once, [1, 8, 8, 1])):
+    state, step = optimizer.prepare(x)
+    moved, _ = step(state, x, *optimizer.scheduled(0))
+    # Adam's first step is the learning rate, times gradient / (gradient + epsilon).
+    size = np.abs(moved.loc["y"] - state.loc["y"])
+    assert np.median(size) == pytest.approx(0.01, rel=1e-2)
+  for variable, value in zip(codec.variables, before):
+    np.testing.assert_array_equal(variable, value)
+
+
+def test_the_step_of_adam_is_that_of_keras():
+  variable = tf.Variable([[[[1.0, -2.0]]]])
+  keras = tf.keras.optimizers.Adam(0.05, jit_compile=False)
+  zeros = {"y": tf.zeros([1, 1, 1, 2])}
+  state = itinf_lib._State({"y": tf.convert_to_tensor(variable)}, zeros, zeros)
+  for number in range(5):
+    gradient = tf.constant([[[[0.3 - 0.2 * number, 1e-7]]]])
+    keras.apply_gradients([(gradient, variable)])
+    state = itinf_lib._adam(state, {"y": gradient}, tf.constant(number), tf.constant(0.05))
+    np.testing.assert_allclose(state.loc["y"], variable, rtol=1e-5)
+
+
+class _TwoLatents(TrainableCodec):
+  """A toy with a hyperprior: y is coded around a mean that is read from the quantized z."""
+
+  downsample_factor = 8
+
+  def infer(self, x):
+    y = tf.nn.avg_pool2d(x, 4, 4, "VALID") / 8
+    return {"y": Latent(y), "z": Latent(tf.nn.avg_pool2d(y, 2, 2, "VALID") + 0.3)}
+
+  def _mean(self, z):
+    return tf.repeat(tf.repeat(z, 2, axis=1), 2, axis=2) * 0.9
+
+  def code(self, latents, quantizer):
+    z = quantizer("z", latents["z"].loc, tf.fill([3], 0.25))
+    mean = self._mean(z.decode)
+    y = quantizer("y", latents["y"].loc, mean)
+    bits = {
+      "z": tf.reduce_sum(0.01 * tf.square(z.rate), axis=[1, 2, 3]),
+      "y": tf.reduce_sum(tf.square(y.rate - mean), axis=[1, 2, 3]),
+    }
+    return Coded({"y": y.decode, "z": z.decode}, bits)
+
+  def synthesize(self, decode):
+    return tf.repeat(tf.repeat(decode["y"] * 8, 4, axis=1), 4, axis=2)
+
+  def prepare(self):
+    pass
+
+  def pack(self, latents, size):
+    coded = self.code(latents, quantizers.make_quantizer("round")())
+    file = io.BytesIO()
+    np.savez(file, size=size, **{k: v.numpy() for k, v in coded.decode.items()})
+    return file.getvalue()
+
+  def unpack(self, data):
+    arrays = dict(np.load(io.BytesIO(data)))
+    size = arrays.pop("size")
+    return {k: tf.constant(v) for k, v in arrays.items()}, (int(size[0]), int(size[1]))
+
+  def stages(self):
+    return {}
+
+
+@pytest.mark.parametrize("method", ["sga", "sga3_linear", "soft_round", "ste"])
+def test_two_latents_are_optimised_through_a_mean_that_depends_on_one(
+  method, trained_run, one_shape, tmp_path
+):
+  unit = _work_unit(trained_run, one_shape, method=method, learning_rate=0.05)
+  optimizer = itinf_lib._LatentOptimizer(_TwoLatents(), hyper.to_config(unit.config), 0.05)
+  batch = [(f"{i}.png", picture(20, 28, i)) for i in range(2)]
+  run = runs.RunDir(tmp_path)
+  records = itinf_lib._optimise_batch(
+    optimizer, batch, {"0.png", "1.png"}, run, lambda at, detail: None
+  )
+  assert [r.image for r in records] == ["0.png", "1.png"]
+  for i, (name, image) in enumerate(batch):
+    facts = runs.read_json(tmp_path / "images" / name / "facts.json")
+    assert facts["loss_after"] < facts["loss_before"]
+    found = np.load(tmp_path / "images" / name / "latents.npz")
+    start = rd.infer(optimizer.codec, rd.to_batch(image))
+    for latent in ("y", "z"):
+      assert found[latent].shape == start[latent].loc.shape
+      assert np.abs(found[latent] - start[latent].loc).max() > 0.05, (i, latent)
+
+
+def test_a_run_killed_in_the_middle_of_a_batch_ends_as_if_it_had_not_been(
+  optimised, trained_run, odd_pictures, tmp_path, monkeypatch
+):
+  """Killed after picture 3 is written, before 4, which was in the same batch."""
+  _, unbroken = optimised
+  finish, finished = itinf_lib._finish, []
+
+  def killed(optimizer, name, *more):
+    if name.startswith("4-"):
+      raise RuntimeError("the machine is gone")
+    finished.append(name)
+    return finish(optimizer, name, *more)
+
+  monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
+  with monkeypatch.context() as patch:
+    patch.setattr(itinf_lib, "_finish", killed)
+    assert _itinf(_arguments(trained_run, odd_pictures, tmp_path / "x")) != 0
+  assert len(finished) == 4
+  (path,) = (tmp_path / "x").glob("1/wid=*")
+  written = {n: (path / "images" / n / "record.json").stat().st_mtime_ns for n in finished}
+  runs.RunDir.open(path).write_state("REQUEUED")
+  assert _itinf(["--workdir", str(path)]) == 0
+  for name, when in written.items():
+    assert (path / "images" / name / "record.json").stat().st_mtime_ns == when
+  for name in (*finished, "4-33x50.png"):
+    folder, expected = path / "images" / name, unbroken.path / "images" / name
+    assert (folder / "image.ntc").read_bytes() == (expected / "image.ntc").read_bytes()
+    for latent, value in np.load(folder / "latents.npz").items():
+      np.testing.assert_array_equal(value, np.load(expected / "latents.npz")[latent])
+  (result,) = (tmp_path / "results").glob("*/itinf/*.json")
+  assert len(json.loads(result.read_text())["records"]) == 5
 
 
 def test_a_restart_skips_finished_images(optimised, trained_run, odd_pictures, monkeypatch):
@@ -116,7 +334,11 @@ def test_names_that_differ_only_in_blanks_keep_their_own_folders(tmp_path):
   [
     ("--config.train_eval_config.warm_start_exp_dir=", "Name the experiment"),
     ("--config.train_eval_config.warm_start_wid=3", "wid 3 does not name one"),
-    ("--config.itinf_config.method=sgaa", "Known: mixedq, round, sga"),
+    ("--config.itinf_config.method=sgaa", "Known: danneal, sga, sga3_cosine"),
+    ("--config.itinf_config.method=round", "no method of iterative inference"),
+    ("--config.itinf_config.method=mixedq", "no method of iterative inference"),
+    ("--config.itinf_config.sigmoid_scale=2.0", "'sigmoid_scale' belongs to: sga3_ssl, sga_ssl"),
+    ("--config.itinf_config.temperature_upper=0.0", "temperature_upper is 0.0; it must be"),
     ("--config.data_config.dataset=kodac", "Unknown dataset"),
     ("--config.train_eval_config.log_metrics_every_steps=0", "log_metrics_every_steps"),
   ],
