@@ -25,7 +25,7 @@ def _arguments(trained, pictures, experiments, *more):
   settings = {
     "data_config.dataset": str(pictures),
     "data_config.batchsize": 3,
-    "train_eval_config.num_steps": 60,
+    "train_eval_config.num_steps": 40,
     "train_eval_config.warm_start_exp_dir": str(trained.path.parent),
     "train_eval_config.warm_start_wid": 0,
   }
@@ -76,7 +76,7 @@ def test_a_folder_an_image_with_the_latents_and_the_metrics(optimised):
   folder = run.path / "images" / "2-17x33.png"
   assert np.load(folder / "latents.npz")["y"].shape == (1, 2, 3, 6)
   lines = runs.read_jsonl(folder / "metrics.jsonl")
-  assert lines[0]["step"] == 0 and lines[-1]["step"] == 59
+  assert lines[0]["step"] == 0 and lines[-1]["step"] == 39
   assert {"bpp", "mse", "temperature"} <= set(lines[0])
 
 
@@ -93,23 +93,6 @@ def _count_traces(monkeypatch):
   return traces
 
 
-def test_images_of_one_shape_share_a_trace_and_none_depends_on_its_batch(
-  optimised, trained_run, odd_pictures, monkeypatch
-):
-  """Pictures 3 and 4 have one shape: alone they end where they ended together."""
-  folder, run = optimised
-  traces = _count_traces(monkeypatch)
-  monkeypatch.setattr(configs, "RESULTS_DIR", folder / "other_results")
-  argv = _arguments(trained_run, odd_pictures, folder / "other", "--config.data_config.batchsize=1")
-  assert _itinf(argv) == 0
-  assert sorted(traces) == [(1, 1), (7, 5), (17, 33), (33, 50)]  # Five images.
-  (other,) = (folder / "other").glob("1/wid=*")
-  for name in ("3-33x50.png", "4-33x50.png"):
-    together = runs.read_json(run.path / "images" / name / "facts.json")["loss_after"]
-    alone = runs.read_json(other / "images" / name / "facts.json")["loss_after"]
-    assert alone == pytest.approx(together, rel=1e-3)  # Sums in another order.
-
-
 @pytest.fixture(scope="module")
 def one_shape(tmp_path_factory):
   """A folder of five pictures of 24x16."""
@@ -122,24 +105,25 @@ def one_shape(tmp_path_factory):
 def test_a_smaller_last_batch_needs_no_trace_of_its_own_and_the_encoder_runs_once_a_batch(
   trained_run, one_shape, tmp_path, monkeypatch
 ):
+  """Five pictures of one shape in batches of two."""
   traces, inferred = _count_traces(monkeypatch), []
   infer = rd.infer
   monkeypatch.setattr(rd, "infer", lambda codec, x: inferred.append(len(x)) or infer(codec, x))
   monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
   more = ["--config.data_config.batchsize=2", "--config.train_eval_config.num_steps=3"]
   assert _itinf(_arguments(trained_run, one_shape, tmp_path / "x", *more)) == 0
-  assert traces == [(24, 16)]  # Three batches: 2, 2, 1.
+  assert traces == [(24, 16)]  # One for three batches: 2, 2, 1.
   assert inferred == [2, 2, 1]
 
 
 @pytest.mark.parametrize("method", sorted(quantizers.FOR_ITERATIVE_INFERENCE))
 def test_every_method_ends_in_files_that_decode(
-  method, trained_run, pictures, tmp_path, monkeypatch
+  method, trained_run, one_shape, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
   more = [f"--config.itinf_config.method={method}", "--config.train_eval_config.num_steps=12"]
   more += ["--config.itinf_config.temperature_start_step=4", "--config.data_config.batchsize=2"]
-  source = str(pictures / "[01].png")
+  source = str(one_shape / "[01].png")
   assert _itinf(_arguments(trained_run, source, tmp_path / "x", *more)) == 0
   (path,) = (tmp_path / "x").glob("1/wid=*")
   codec, _ = eval_lib.load_codec(trained_run, build)
@@ -179,6 +163,23 @@ def _work_unit(trained, pictures, **method):
   }
   file = hyper.load(str(ROOT / "factorized/configs/itinf.py:tiny"))
   return hyper.make_work_unit(file, "factorized", "itinf", None, overrides)
+
+
+def test_a_picture_ends_where_it_ends_alone_whatever_batch_it_is_in(trained_run, pictures):
+  codec, _ = eval_lib.load_codec(trained_run, build)
+  config = hyper.to_config(_work_unit(trained_run, pictures, method="sga").config)
+  optimizer = itinf_lib._LatentOptimizer(codec, config, 0.01)
+
+  def optimised(x):
+    state, step = optimizer.prepare(x)
+    for number in range(4):
+      state, _ = step(state, x, *optimizer.scheduled(number))
+    return state.loc["y"].numpy()
+
+  images = tf.concat([rd.to_batch(picture(20, 28, i)) for i in range(3)], axis=0)
+  together = optimised(images)
+  for i in range(3):
+    np.testing.assert_allclose(optimised(images[i : i + 1])[0], together[i], atol=2e-3)
 
 
 def test_weights_stay_and_a_pictures_size_does_not_change_the_steps(trained_run, pictures):
@@ -254,7 +255,7 @@ class _TwoLatents(TrainableCodec):
     return {}
 
 
-@pytest.mark.parametrize("method", ["sga", "sga3_linear", "soft_round", "ste"])
+@pytest.mark.parametrize("method", ["sga", "sga3_linear", "soft_round"])
 def test_two_latents_are_optimised_through_a_mean_that_depends_on_one(
   method, trained_run, one_shape, tmp_path
 ):
@@ -297,7 +298,16 @@ def test_a_run_killed_in_the_middle_of_a_batch_ends_as_if_it_had_not_been(
   (path,) = (tmp_path / "x").glob("1/wid=*")
   written = {n: (path / "images" / n / "record.json").stat().st_mtime_ns for n in finished}
   runs.RunDir.open(path).write_state("REQUEUED")
+  batches, optimise = [], itinf_lib._optimise_batch
+
+  def seen(optimizer, batch, wanted, *more):
+    batches.append(([name for name, _ in batch], wanted))
+    return optimise(optimizer, batch, wanted, *more)
+
+  monkeypatch.setattr(itinf_lib, "_optimise_batch", seen)
   assert _itinf(["--workdir", str(path)]) == 0
+  # The batch as it was: sums over another one may differ in the last bits.
+  assert batches == [(["3-33x50.png", "4-33x50.png"], {"4-33x50.png"})]
   for name, when in written.items():
     assert (path / "images" / name / "record.json").stat().st_mtime_ns == when
   for name in (*finished, "4-33x50.png"):
