@@ -49,29 +49,24 @@ _RANGES = {
 }
 
 # Of the method; None is its default.
-_OPTIONAL_RANGES = {
-  "itinf_config.temperature_upper": hyper.Range(float, 0, exclusive=True),
-  "itinf_config.sigmoid_scale": hyper.Range(float, 0, exclusive=True),
-  "itinf_config.three_class_factor": hyper.Range(float, 0, exclusive=True),
-  "itinf_config.three_class_power": hyper.Range(float, 0, exclusive=True),
-}
+_METHOD_OPTIONS = ("temperature_upper", "sigmoid_scale", "three_class_factor", "three_class_power")
 
 
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   """Raises for a work unit that cannot run: unknown method, data or run that is not there."""
   config = hyper.to_config(unit.config)
   hyper.check_numbers(config, _RANGES)
-  given = {k: r for k, r in _OPTIONAL_RANGES.items() if _option(config, k) is not None}
-  hyper.check_numbers(config, given)
+  positive = hyper.Range(float, 0, exclusive=True)
+  hyper.check_numbers(config, {f"itinf_config.{k}": positive for k in _given_options(config)})
   _make_quantizer(config)
   _temperature(config)
   data.resolve(config.data_config.dataset)
   build(_model_config(config, _trained_run(config)))
 
 
-def _option(config: Any, key: str) -> Any:
-  group, name = key.split(".")
-  return config[group].get(name)
+def _given_options(config: Any) -> dict[str, Any]:
+  values = {key: config.itinf_config.get(key) for key in _METHOD_OPTIONS}
+  return {key: value for key, value in values.items() if value is not None}
 
 
 def _make_quantizer(config: Any) -> quantizers.MakeQuantizer:
@@ -86,11 +81,8 @@ def _make_quantizer(config: Any) -> quantizers.MakeQuantizer:
       f"itinf_config.method {name!r} is no method of iterative inference. "
       f"Known: {', '.join(sorted(quantizers.FOR_ITERATIVE_INFERENCE))}."
     )
-  given = {
-    key.split(".")[1]: float(_option(config, key))
-    for key in _OPTIONAL_RANGES
-    if key != "itinf_config.temperature_upper" and _option(config, key) is not None
-  }
+  given = _given_options(config)
+  given.pop("temperature_upper", None)
   return quantizers.make_quantizer(name, **given)
 
 
@@ -101,7 +93,7 @@ def _temperature(config: Any) -> schedules.Schedule:
     ValueError: An upper bound is given for a method without a temperature.
   """
   method = config.itinf_config
-  upper = method.get("temperature_upper")
+  upper = _given_options(config).get("temperature_upper")
   default = quantizers.FOR_ITERATIVE_INFERENCE[method.method]
   if default is None:
     if upper is not None:
