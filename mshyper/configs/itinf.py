@@ -1,4 +1,4 @@
-"""Iterative inference on mshyper models: SGA (Yang, Bamler and Mandt 2020) on the latents.
+"""Iterative inference on mshyper models: the latents of given pictures, weights frozen.
 
     python -m mshyper.itinf --config mshyper/configs/itinf.py \
       --config.train_eval_config.warm_start_exp_dir=train_xms/<xid> \
@@ -7,6 +7,18 @@
 Costs 3000 steps of the synthesis, forward and backward, for each image. Measured: 300 steps on a
 `mbt2018.py:small` run take 38 s a Kodak picture on 2 CPU cores and 6% off the rate-distortion loss
 (docs/results.md); the 3000 steps have not been measured. `itinf.py:tiny` makes 100 steps.
+
+The temperature of a method that has one is tau(t) = upper exp(-rate (t - start)), at most upper, at
+least 1e-8. Settings of the papers and their code:
+
+| method | num_steps | temperature_rate | temperature_start_step | temperature_upper |
+|---|---|---|---|---|
+| sga (Yang and Mandt 2023; the defaults) | 3000 | 5e-4 | 200 | 0.5 |
+| sga (Yang et al. 2020) | 2000 | 1e-3 | 700 | 0.5 |
+| danneal (Yang et al. 2020) | 2000 | 4e-3 | 402 | 0.2 |
+| SGA+ (sga_linear, ... sga3_ssl; rate as Yang et al. 2020) | 2000 | 1e-3 | 0 | 1 |
+
+common/quantizers.py says what each method computes.
 """
 
 import ml_collections
@@ -38,11 +50,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   )
   config.itinf_config = ml_collections.ConfigDict(
     dict(
+      # Or danneal, sga_linear, sga_cosine, sga_ssl, sga3_linear, sga3_cosine, sga3_ssl,
+      # soft_round, ste, unoise.
       method="sga",
       learning_rate=5e-3,
       decay_after_steps=(num_steps * 0.9).to_int(),  # Then a tenth of the learning rate.
-      temperature_rate=5e-4,  # tau(t) = 0.5 exp(-rate (t - start)), at most 0.5.
+      temperature_rate=5e-4,
       temperature_start_step=200,
+      # None in all of these: the method's default.
+      temperature_upper=config_dict.placeholder(float),  # sga 0.5, danneal 0.2, SGA+ 1.
+      sigmoid_scale=config_dict.placeholder(float),  # a of sga_ssl (2.3) and sga3_ssl (1.4).
+      three_class_factor=config_dict.placeholder(float),  # Distances times this, of sga3_*.
+      three_class_power=config_dict.placeholder(float),  # Sharpness of sga3_*.
     )
   )
   # Overrides of the trained run's model_config; None keeps what it was trained with.
