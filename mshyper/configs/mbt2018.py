@@ -156,6 +156,7 @@ _VARIANTS = {
   "small": {
     **SMALL,
     **_GDN,
+    "train_eval_config.num_steps": 9_000,  # As long as the 12,000 of the shallow decoders.
     "model_config.analysis.channels_base": 96,
     "model_config.synthesis.channels_base": 96,
   },
