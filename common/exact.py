@@ -27,6 +27,7 @@ from common.layers import Conv2D, Conv2DTranspose, Layer, Sequential
 FRACTION_BITS = 10  # Of inputs, activations and outputs.
 _ACTIVATION_BITS = 22  # Integers within -2^22..2^22, numbers within -4096..4096.
 _SUM_BITS = 52  # No partial sum exceeds 2^52.
+_MAX_KERNEL_BITS = 28  # Fractional bits of kernels: 0 to so many.
 
 
 class ExactTransform:
@@ -116,6 +117,8 @@ class ExactTransform:
         new[key].append(array.astype(np.float64))
       if not _is_exact(new["kernel"][-1], new["bias"][-1]):
         raise ValueError(f"{self._name}/{i}: sums of these integers would be rounded: damaged.")
+      if not 0 <= new["bits"][-1] <= _MAX_KERNEL_BITS:
+        raise ValueError(f"{self._name}/{i}/bits is {new['bits'][-1]:.0f}: damaged.")
     new["kernel"] = [_as_run(k, layer) for k, (layer, _) in zip(new["kernel"], self._layers)]
     new["bits"] = [2.0**-bits for bits in new["bits"]]
     with tf.device("/cpu:0"):
@@ -183,7 +186,7 @@ def _kernel_bits(kernel: np.ndarray, bias: np.ndarray, name: str) -> int:
   total = _largest_sum(kernel)
   if not math.isfinite(total) or not np.all(np.isfinite(bias)):
     raise ValueError(f"The weights of {name} are not finite: use an earlier checkpoint.")
-  for bits in range(28, -1, -1):
+  for bits in range(_MAX_KERNEL_BITS, -1, -1):
     if _is_exact(np.round(kernel * 2.0**bits), np.round(bias * 2.0 ** (bits + FRACTION_BITS))):
       return bits
   raise ValueError(

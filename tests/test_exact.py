@@ -1,0 +1,312 @@
+"""Integer convolutions: the integers of plain arithmetic, near the float layers, or refused."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import exact
+from common.layers import GDN, Conv2D, Conv2DTranspose, Sequential, same_origin
+
+ONE = 2**exact.FRACTION_BITS
+LIMIT = 2**22
+
+# The layers of each stack; sizes below are odd, and smaller than the kernels.
+STACKS = {
+  "hyper-synthesis": lambda: [
+    Conv2DTranspose(3, 4, 5, 2, activation="relu", origin=same_origin(5, 2)),
+    Conv2DTranspose(4, 6, 5, 2, activation="relu", origin=same_origin(5, 2)),
+    Conv2DTranspose(6, 4, 3),
+  ],
+  "one layer, kernel 6, stride 4": lambda: [
+    Conv2DTranspose(3, 4, 6, 4, origin=same_origin(6, 4)),
+  ],
+  "SignalConv2D alignment": lambda: [
+    Conv2DTranspose(3, 4, 5, 2, activation="relu"),
+    Conv2DTranspose(4, 4, 3, use_bias=False),
+  ],
+  "down and up": lambda: [
+    Conv2D(3, 5, 3, activation="relu"),
+    Conv2D(5, 4, 5, 2, activation="relu"),
+    Conv2DTranspose(4, 3, 6, 2, activation="relu"),
+    Conv2D(3, 4, 6, 1),
+  ],
+  "gaps between kernels": lambda: [Conv2DTranspose(3, 4, 3, 4), Conv2D(4, 4, 3, 4)],
+  "first and last taps": lambda: [
+    Conv2DTranspose(3, 4, 5, 2, origin=0),
+    Conv2DTranspose(4, 3, 6, 1, origin=5, activation="relu"),
+    Conv2D(3, 4, 5, 2, origin=4),
+    Conv2D(4, 4, 6, 4, origin=0),
+  ],
+  "1x1": lambda: [Conv2D(3, 4, 1, activation="relu"), Conv2DTranspose(4, 4, 1)],
+}
+
+
+def _randomize(layers, seed=0):
+  """Kernels that keep the variance, and biases that count."""
+  random = np.random.default_rng(seed)
+  for layer in layers:
+    fan_in = np.prod(layer.kernel.shape[:3]) / layer.upsample**2
+    layer.kernel.assign(random.normal(0, max(fan_in, 1) ** -0.5, layer.kernel.shape))
+    if layer.use_bias:
+      layer.bias.assign(random.normal(0, 0.3, layer.bias.shape))
+  return layers
+
+
+def _integers(shape, seed=1):
+  return np.round(np.random.default_rng(seed).normal(0, 2 * ONE, shape))
+
+
+def _plain(layers, arrays, x):
+  """What the stack computes, in Python's own integers, sum by sum from the layers' definition."""
+  x = np.clip(np.vectorize(int, otypes=[object])(x), -LIMIT, LIMIT)
+  for i, layer in enumerate(layers):
+    kernel = arrays[f"t/{i}/kernel"].astype(object)
+    bits = int(arrays[f"t/{i}/bits"])
+    total = _convolution(layer, x, kernel) + arrays[f"t/{i}/bias"].astype(object)
+    x = (total + ((1 << bits) >> 1)) >> bits  # To the nearest, halves up.
+    x = np.clip(x, -LIMIT if layer.activation is None else 0, LIMIT)
+  return x.astype(np.float64)
+
+
+def _convolution(layer, x, kernel):
+  batch, height, width, _ = x.shape
+  down, up, origin, size = layer.downsample, layer.upsample, layer.origin, layer.kernel_size
+  y = np.zeros([batch, -(-height // down) * up, -(-width // down) * up, kernel.shape[3]], object)
+  taps = [(i, j) for i in range(size) for j in range(size)]
+  if isinstance(layer, Conv2D):
+    for row in range(y.shape[1]):
+      for column in range(y.shape[2]):
+        for i, j in taps:
+          m, n = down * row + i - origin, down * column + j - origin
+          if 0 <= m < height and 0 <= n < width:
+            y[:, row, column] += x[:, m, n] @ kernel[i, j]
+  else:
+    for row in range(height):
+      for column in range(width):
+        for i, j in taps:
+          m, n = up * row + i - origin, up * column + j - origin
+          if 0 <= m < y.shape[1] and 0 <= n < y.shape[2]:
+            y[:, m, n] += x[:, row, column] @ kernel[i, j]
+  return y
+
+
+@functools.cache
+def _stack(name):
+  """(layers, the integer transform, its arrays) of one of STACKS."""
+  layers = _randomize(STACKS[name]())
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  arrays = transform.derive()
+  transform.use(arrays)
+  return layers, transform, arrays
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)], ids=str)
+def test_the_integers_are_those_of_plain_arithmetic(name, size):
+  layers, transform, arrays = _stack(name)
+  x = _integers([2, *size, 3])
+  expected = _plain(layers, arrays, x)
+  np.testing.assert_array_equal(transform(tf.constant(x)), expected)
+  assert expected.shape == tuple(Sequential(layers)(tf.constant(x, tf.float32)).shape)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_it_stays_as_near_to_the_float_layers_as_rounding_allows(name):
+  """The bound: each rounding of a kernel, bias or activation, times what later layers make of it.
+
+  An activation is rounded by half of 2^-10; kernels have more than 20 bits.
+  """
+  layers, transform, arrays = _stack(name)
+  x = _integers([2, 4, 3, 3])
+  bound, activations = 0.0, tf.constant(x / ONE, tf.float32)
+  for i, layer in enumerate(layers):
+    kernel = np.abs(layer.kernel.numpy())
+    bits = int(arrays[f"t/{i}/bits"])
+    assert bits + np.log2(kernel.max()) > 20
+    bound *= kernel.sum(axis=(0, 1, 2)).max()
+    inputs = np.prod(kernel.shape[:3]) * np.abs(activations).max()
+    bound += 0.5 / ONE + 2.0**-bits * (inputs + 1)
+    activations = layer(activations)
+  errors = transform(tf.constant(x)).numpy() / ONE - activations.numpy()
+  assert np.abs(errors).max() < bound + 1e-5
+  assert np.sqrt(np.mean(errors**2)) < 2 / ONE  # The bound is for the worst case.
+
+
+def test_a_gain_and_a_shift_apply_to_the_outputs():
+  layers, transform, _ = _stack("hyper-synthesis")
+  other = exact.ExactTransform(Sequential(layers), "t")
+  gain, shift = np.array([1.0, -2.0, 0.5, 8.125]), np.array([0.0, 3.0, -1.0, 17.9])
+  other.use(other.derive(gain, shift))
+  x = tf.constant(_integers([1, 3, 4, 3]))
+  expected = transform(x).numpy() / ONE * gain + shift
+  np.testing.assert_allclose(other(x).numpy() / ONE, expected, atol=8.2 / ONE)
+
+
+def test_a_batch_gives_what_each_image_gives_alone():
+  _, transform, _ = _stack("hyper-synthesis")
+  x = _integers([5, 7, 9, 3])
+  together = transform(tf.constant(x)).numpy()
+  for i in range(len(x)):
+    np.testing.assert_array_equal(transform(tf.constant(x[i : i + 1]))[0], together[i])
+
+
+def test_the_order_of_summation_does_not_matter():
+  """Channels, rows and columns in another order: other sums of the same numbers.
+
+  With many channels, so that float arithmetic would differ.
+  """
+  layers = _randomize([Conv2DTranspose(96, 40, 5, 2, activation="relu"), Conv2D(40, 24, 3)])
+  turned = [Conv2DTranspose(96, 40, 5, 2, activation="relu", origin=2), Conv2D(40, 24, 3)]
+  into, within = np.random.default_rng(3).permutation(96), np.random.default_rng(4).permutation(40)
+  turned[0].kernel.assign(tf.gather(tf.gather(layers[0].kernel, into, axis=2), within, axis=3))
+  turned[0].bias.assign(tf.gather(layers[0].bias, within))
+  turned[1].kernel.assign(tf.gather(layers[1].kernel, within, axis=2))
+  turned[1].bias.assign(layers[1].bias)
+  x = _integers([1, 9, 8, 96])
+  outputs = []
+  for stack, order in ((layers, np.arange(96)), (turned, into)):
+    transform = exact.ExactTransform(Sequential(stack), "t")
+    transform.use(transform.derive())
+    outputs.append(transform(tf.constant(x[..., order])).numpy())
+  np.testing.assert_array_equal(*outputs)
+  floats = [
+    Sequential(stack)(tf.constant(x[..., order] / ONE, tf.float32)).numpy()
+    for stack, order in ((layers, np.arange(96)), (turned, into))
+  ]
+  assert np.any(floats[0] != floats[1])
+
+
+@functools.cache
+def _mutable():
+  layers = [Conv2DTranspose(3, 4, 5, 2, activation="relu"), Conv2D(4, 2, 3)]
+  return layers, exact.ExactTransform(Sequential(layers), "t")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  seed=st.integers(0, 2**32 - 1),
+  magnitudes=st.tuples(*[st.floats(-12, 9)] * 2),
+  spread=st.sampled_from([0.0, 1.0, 6.0]),
+  biases=st.floats(-6, 12),
+  activations=st.sampled_from([1.0, float(ONE), float(LIMIT), 1e12, 1e300]),
+)
+def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations):
+  """For any weights that are not refused and any inputs: sums stay below 2^53, and the results
+  are those of Python's integers."""
+  layers, transform = _mutable()
+  random = np.random.default_rng(seed)
+  for layer, magnitude in zip(layers, magnitudes):
+    signs = random.choice([-1, 0, 1], layer.kernel.shape, p=[0.45, 0.1, 0.45])
+    exponents = magnitude - random.uniform(0, spread + 1e-9, layer.kernel.shape)
+    layer.kernel.assign(signs * 10**exponents)
+    layer.bias.assign(random.choice([-1, 1], layer.bias.shape) * 10**biases)
+  try:
+    arrays = transform.derive()
+  except ValueError as e:
+    assert "too large" in str(e)
+    assert max(magnitudes) > 6 or biases > 9
+    return
+  for i in range(len(layers)):
+    kernel = arrays[f"t/{i}/kernel"].astype(object)
+    bias = arrays[f"t/{i}/bias"].astype(object)
+    assert np.all(np.abs(kernel).sum(axis=(0, 1, 2)) * LIMIT + np.abs(bias) < 2**53)
+  transform.use(arrays)
+  x = np.round(random.choice([-1, 1, 0.3], [2, 3, 2, 3]) * activations)
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+
+
+def test_the_largest_sum_comes_out_right():
+  """All weights and inputs of one sign, as large as they may be."""
+  layer = Conv2D(8, 1, 5)
+  layer.kernel.assign(tf.fill(layer.kernel.shape, 2.0**-4))
+  transform = exact.ExactTransform(layer, "t")
+  arrays = transform.derive()
+  transform.use(arrays)
+  x = np.full([1, 5, 5, 8], LIMIT - 1.0)
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain([layer], arrays, x))
+  total = int(np.abs(arrays["t/0/kernel"].astype(object)).sum()) * LIMIT
+  assert 2**50 < total <= 2**52  # Close to the bound: no bit was given away.
+
+
+def _gdn():
+  return [Conv2DTranspose(3, 4, 5, 2), GDN(4, inverse=True)]
+
+
+@pytest.mark.parametrize(
+  "layers",
+  [
+    _gdn,
+    lambda: [Conv2D(3, 4, 3, activation="leaky_relu")],
+    lambda: [Conv2D(3, 4, 3, activation="sigmoid")],
+    lambda: [Sequential([Conv2D(3, 4, 3)])],
+  ],
+  ids=["GDN", "leaky ReLU", "sigmoid", "nested"],
+)
+def test_other_layers_are_refused_with_the_way_out(layers):
+  with pytest.raises(ValueError, match="exact_coding=False"):
+    exact.ExactTransform(Sequential(layers()), "t")
+
+
+@pytest.mark.parametrize(
+  "kernel,bias,expected",
+  [
+    (np.nan, 0.0, "not finite"),
+    (np.inf, 0.0, "not finite"),
+    (0.1, np.nan, "not finite"),
+    (0.1, -np.inf, "not finite"),
+    (1e12, 0.0, "too large"),
+    (3e38, 0.0, "too large"),
+    (0.1, 1e20, "too large"),
+  ],
+)
+def test_weights_of_a_diverged_training_are_refused(kernel, bias, expected):
+  layer = Conv2D(3, 4, 3)
+  layer.kernel.assign(tf.fill(layer.kernel.shape, kernel))
+  layer.bias.assign(tf.fill([4], bias))
+  with pytest.raises(ValueError, match=expected):
+    exact.ExactTransform(layer, "t").derive()
+
+
+_DAMAGES = {
+  "kernel's shape": ("t/1/kernel", lambda a: a[:, :, :-1]),
+  "kernel's axes": ("t/1/kernel", lambda a: a.transpose(0, 1, 3, 2)),
+  "kernel's type": ("t/0/kernel", lambda a: a.astype(np.float64)),
+  "bias's shape": ("t/2/bias", lambda a: a[:1]),
+  "bias's type": ("t/0/bias", lambda a: a + np.nan),
+  "large kernel": ("t/2/kernel", lambda a: np.full_like(a, 2**30)),
+  "kernel beyond int32": ("t/2/kernel", lambda a: a.astype(np.int64) * 0 + 2**31),
+  "large bias": ("t/1/bias", lambda a: np.full_like(a, 2**53)),
+  "smallest bias": ("t/1/bias", lambda a: np.full_like(a, -(2**63))),
+  "bits's shape": ("t/0/bits", lambda a: a[None]),
+  "bits's type": ("t/0/bits", lambda a: a + 0.5),
+  "negative bits": ("t/0/bits", lambda a: np.array(-2000)),
+  "many bits": ("t/0/bits", lambda a: np.array(2000)),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_arrays_that_are_not_of_such_a_stack_are_refused_and_the_old_ones_kept(damage):
+  layers, transform, arrays = _stack("hyper-synthesis")
+  key, change = _DAMAGES[damage]
+  with pytest.raises(ValueError, match=key.rsplit("/", 1)[0]):
+    transform.use({**arrays, key: change(arrays[key])})
+  x = _integers([1, 2, 2, 3])
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+
+
+def test_missing_arrays_are_refused():
+  _, transform, arrays = _stack("hyper-synthesis")
+  for key in arrays:
+    with pytest.raises(KeyError, match=key):
+      transform.use({k: v for k, v in arrays.items() if k != key})
+
+
+def test_it_needs_kernels_before_it_computes():
+  transform = exact.ExactTransform(Conv2D(3, 4, 3), "t")
+  transform.derive()
+  with pytest.raises(RuntimeError, match="prepare"):
+    transform(tf.zeros([1, 2, 2, 3], tf.float64))
