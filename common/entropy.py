@@ -51,8 +51,8 @@ class CodingTables:
   best_bits: np.ndarray
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The tables as arrays; `from_arrays` makes them again."""
-    return {"cdf": self.cdf, "first": self.first}
+    """The tables as arrays of their own; `from_arrays` makes them again."""
+    return {"cdf": self.cdf.copy(), "first": self.first.copy()}
 
   @classmethod
   def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "CodingTables":
@@ -61,7 +61,7 @@ class CodingTables:
     Raises:
       ValueError: They are no tables.
     """
-    cdf, first = np.asarray(arrays["cdf"], np.int32), np.asarray(arrays["first"], np.int32)
+    cdf, first = np.array(arrays["cdf"], np.int32), np.array(arrays["first"], np.int32)
     total = 1 << PRECISION
     ends = np.flatnonzero(cdf == total)
     begins = np.append(0, ends + 1)[:-1]
@@ -71,6 +71,8 @@ class CodingTables:
     counts = [np.diff(cdf[b + 1 : e + 1]) for b, e in zip(begins, ends)]
     if any(len(c) < 2 or c.min() < 1 for c in counts):
       raise ValueError("These coding tables have empty rows or symbols: damaged.")
+    if np.abs(first.astype(np.int64)).max() > MAX_ABS_SYMBOL:
+      raise ValueError(f"These coding tables begin beyond {MAX_ABS_SYMBOL}: damaged.")
     return cls(
       cdf=cdf,
       first=first,
@@ -281,9 +283,16 @@ class FactorizedPrior(tf.Module):
       ValueError: It is not of such a prior.
     """
     tables = CodingTables.from_arrays(derived)
-    if derived["offset"].shape != (self.channels,) or len(tables.first) != self.channels:
+    offset = np.asarray(derived["offset"], np.float64)
+    if offset.shape != (self.channels,) or len(tables.first) != self.channels:
       raise ValueError(f"The coding tables are not of a prior of {self.channels} channels.")
-    self._derived.offset.assign(derived["offset"])
+    with np.errstate(invalid="ignore"):
+      on_grid = (offset * 2**OFFSET_BITS) % 1 == 0
+    if not np.all(on_grid & (np.abs(offset) <= 0.5)):
+      raise ValueError(
+        f"The quantization offsets are not multiples of 2^-{OFFSET_BITS} in -0.5..0.5: damaged."
+      )
+    self._derived.offset.assign(offset.astype(np.float32))
     self._derived.tables = tables
 
   def calibrate(self, centre: np.ndarray, spread: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 import tensorflow_compression as tfc
 from hypothesis import given, settings
@@ -178,3 +179,250 @@ def test_quantized_counts_sum_up_and_leave_nothing_out(weights):
   tables = entropy.make_tables([pmf], np.array([0]))
   counts = np.diff(_rows(tables)[0])
   assert counts.sum() == 2**16 and counts.min() >= 1
+
+
+# --- Normal densities with a row a symbol ---------------------------------------------------------
+
+SCALES = np.exp(entropy.LOG_SCALE_MIN + entropy.LOG_SCALE_STEP * np.arange(entropy.NUM_SCALES))
+
+
+@pytest.fixture(scope="module")
+def normal():
+  return entropy.GaussianConditional()
+
+
+def _normal_pmf(integers, scale):
+  """P(integer) of a zero-mean normal in unit bins, float64, without cancellation."""
+  magnitude = np.abs(integers)
+  return scipy.stats.norm.sf((magnitude - 0.5) / scale) - scipy.stats.norm.sf(
+    (magnitude + 0.5) / scale
+  )
+
+
+def test_the_scales_are_64_from_0_11_to_256_evenly_in_the_logarithm():
+  assert entropy.NUM_SCALES == 64
+  assert abs(entropy.LOG_SCALE_MIN - np.log(0.11)) < 1e-12
+  largest = entropy.LOG_SCALE_MIN + 63 * entropy.LOG_SCALE_STEP
+  assert abs(largest - np.log(256)) < 1e-12
+
+
+def test_each_row_is_the_normal_of_its_scale(normal):
+  rows = _rows(normal.tables)
+  assert len(rows) == 64
+  for row, first, scale in zip(rows, normal.tables.first, SCALES):
+    pmf = np.diff(row) / 2**16
+    integers = first + np.arange(len(pmf) - 1)
+    assert integers[-1] == -first  # Symmetric, and the escape is last.
+    np.testing.assert_allclose(pmf[:-1], _normal_pmf(integers, scale), atol=3 / 2**16)
+    outside = 2 * scipy.stats.norm.sf((integers[-1] + 0.5) / scale)
+    assert outside < 2.0**-15 and abs(pmf[-1] - outside) <= 2.0**-16 + outside
+    assert row[0] == 0 and row[-1] == 2**16 and np.all(np.diff(row) > 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+  seed=st.integers(0, 2**32 - 1),
+  shape=st.tuples(st.integers(1, 2), st.integers(0, 9), st.integers(1, 9), st.integers(1, 5)),
+  spread=st.sampled_from([0.0, 1.0, 10.0, 1e4, 2.0**28]),
+  row=st.one_of(st.none(), st.integers(0, 63)),
+)
+def test_any_symbols_come_back_with_any_rows(normal, seed, shape, spread, row):
+  """Spreads of many scales: values far outside of their row are escaped."""
+  random = np.random.default_rng(seed)
+  rows = random.integers(0, 64, shape) if row is None else np.full(shape, row)
+  symbols = np.round(random.normal(0, 1, shape) * SCALES[rows] * spread)
+  symbols = np.clip(symbols, -entropy.MAX_ABS_SYMBOL, entropy.MAX_ABS_SYMBOL).astype(np.int32)
+  data = entropy.encode(normal.tables, symbols, rows)
+  np.testing.assert_array_equal(entropy.decode(normal.tables, data, shape, rows), symbols)
+
+
+def test_the_edges_of_every_row_come_back(normal):
+  last = normal.tables.first + normal.tables.escape - 1  # The last before the escape.
+  symbols = np.stack(
+    [normal.tables.first - 1, normal.tables.first, 0 * last, last, last + 1, last + 2]
+  ).astype(np.int32)
+  rows = np.broadcast_to(np.arange(64), symbols.shape)
+  data = entropy.encode(normal.tables, symbols, rows)
+  np.testing.assert_array_equal(entropy.decode(normal.tables, data, symbols.shape, rows), symbols)
+
+
+def test_real_bits_with_rows_are_the_likelihoods_within_a_fifth_of_a_percent(normal):
+  """Symbols as a hyperprior leaves them: more of them hardly vary than vary much."""
+  random = np.random.default_rng(0)
+  rows = np.minimum(random.geometric(0.06, [1, 200, 300, 2]) - 1, 63)
+  symbols = np.round(random.normal(0, SCALES[rows])).astype(np.int32)
+  real = 8 * len(entropy.encode(normal.tables, symbols, rows))
+  ideal = -np.log2(_normal_pmf(symbols, SCALES[rows])).sum()
+  assert abs(real / ideal - 1) < 0.002
+
+
+@settings(max_examples=300, deadline=2000)
+@given(
+  data=st.one_of(
+    st.binary(max_size=64),
+    st.integers(0, 64).map(lambda n: b"\0" + b"\xff" * n),
+    st.integers(0, 64).map(lambda n: b"\xff" * n),
+    st.integers(0, 64).map(lambda n: bytes(n)),
+  ),
+  seed=st.integers(0, 2**32 - 1),
+  shape=st.tuples(st.just(1), st.integers(1, 12), st.integers(1, 12), st.integers(1, 5)),
+)
+def test_hostile_sections_with_rows_end_soon_refused_or_decoded(normal, data, seed, shape):
+  rows = np.random.default_rng(seed).integers(0, 64, shape)
+  try:
+    symbols = entropy.decode(normal.tables, data, shape, rows)
+  except BitstreamError:
+    return
+  assert symbols.shape == shape and np.abs(symbols).max() <= entropy.MAX_ABS_SYMBOL
+
+
+def test_a_section_that_is_changed_is_refused_or_decodes_to_something_else(normal):
+  random = np.random.default_rng(0)
+  rows = random.integers(0, 64, [1, 8, 8, 4])
+  symbols = np.round(random.normal(0, 1.5 * SCALES[rows])).astype(np.int32)
+  section = entropy.encode(normal.tables, symbols, rows)
+  refused = 0
+  for position in range(len(section)):
+    damaged = bytearray(section)
+    damaged[position] ^= 0x10
+    try:
+      decoded = entropy.decode(normal.tables, bytes(damaged), rows.shape, rows)
+    except BitstreamError:
+      refused += 1
+      continue
+    assert np.abs(decoded).max() <= entropy.MAX_ABS_SYMBOL
+  assert refused > 0
+
+
+def test_rows_that_the_bytes_cannot_hold_are_refused_before_they_are_decoded(normal):
+  rows = np.full([1, 64, 64, 8], 40)
+  with pytest.raises(BitstreamError, match="cannot hold the 32768 symbols"):
+    entropy.decode(normal.tables, b"\0" + b"x" * 20, rows.shape, rows)
+
+
+def test_normal_bits_are_those_of_scipy(normal):
+  random = np.random.default_rng(0)
+  log_scale = random.uniform(-3.5, 6.5, [2, 20, 20, 3]).astype(np.float32)  # Beyond both bounds.
+  scale = np.clip(np.exp(log_scale.astype(np.float64)), 0.11, 256)
+  mean = random.normal(0, 3, log_scale.shape).astype(np.float32)
+  y = (mean + np.round(random.normal(0, 1.5, mean.shape) * scale)).astype(np.float32)
+  expected = -np.log2(_normal_pmf(y.astype(np.float64) - mean, scale))
+  for i in range(2):  # One number an image, and it is the sum.
+    got = normal.bits(y, mean, log_scale)[i]
+    np.testing.assert_allclose(got, expected[i].sum(), rtol=1e-4)
+  each = normal.bits(*(a.reshape(-1, 1, 1, 1) for a in (y, mean, log_scale)))
+  np.testing.assert_allclose(each, expected.ravel(), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("log_scale", [-30.0, entropy.LOG_SCALE_MIN, -1.0, 0.0, 3.0, 5.5, 30.0])
+def test_gradients_of_normal_bits_are_finite_however_far_the_value_lies(normal, log_scale):
+  y = tf.constant([-1e4, -300.0, -20.0, -3.0, -0.5, 0.0, 0.3, 4.0, 25.0, 1e3, 1e4])
+  y = tf.reshape(y, [-1, 1, 1, 1])
+  mean, log_scales = tf.zeros_like(y), tf.fill(y.shape, log_scale)
+  with tf.GradientTape() as tape:
+    tape.watch([y, mean, log_scales])
+    bits = normal.bits(y, mean, log_scales)
+    total = tf.reduce_sum(bits)
+  by_y, by_mean, by_scale = tape.gradient(total, [y, mean, log_scales])
+  for values in (bits, by_y, by_mean, by_scale):
+    assert np.all(np.isfinite(values))
+  assert np.all(bits >= 0)
+  far = np.abs(y) > 1
+  assert np.all((np.sign(by_y) == np.sign(y))[far])  # Towards the mean: fewer bits.
+  np.testing.assert_allclose(by_mean, -by_y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_beyond_the_bounds_is_led_back_and_never_further_away(normal):
+  """The gradient with respect to the log scale, where a step down its slope leads."""
+
+  def gradient(y, log_scale):
+    value = tf.fill([1, 1, 1, 1], log_scale)
+    with tf.GradientTape() as tape:
+      tape.watch(value)
+      bits = normal.bits(tf.fill([1, 1, 1, 1], y), tf.zeros([1, 1, 1, 1]), value)
+    return float(tape.gradient(bits, value)[0, 0, 0, 0])
+
+  assert gradient(2.0, -4.0) < 0  # Too small a scale for this value: up.
+  assert gradient(0.0, -4.0) == 0  # An even smaller one would be better: stays.
+  assert gradient(1.0, 8.0) > 0  # Too large: down.
+  assert gradient(2000.0, 8.0) == 0
+  assert gradient(0.4, 0.0) > 0 > gradient(3.0, 0.0)
+
+
+def _damaged_tables():
+  whole = entropy.gaussian_tables().arrays()
+  cdf, first = whole["cdf"], whole["first"]
+  second = int(np.flatnonzero(cdf == 2**16)[0]) + 1
+
+  def changed(position, value):
+    copy = cdf.copy()
+    copy[position] = value
+    return copy
+
+  return {
+    "truncated": (cdf[:-1], first),
+    "truncated in a row": (cdf[: second + 2], first),
+    "nothing": (cdf[:0], first[:0]),
+    "more rows than firsts": (cdf, first[:-1]),
+    "more firsts than rows": (cdf, np.append(first, 0)),
+    "wrong first entry": (changed(0, 12), first),
+    "wrong entry of the second row": (changed(second, 15), first),
+    "does not begin with zero": (changed(second + 1, 1), first),
+    "negative": (changed(second + 2, -5), first),
+    "equal counts": (changed(second + 3, cdf[second + 2]), first),
+    "falling counts": (changed(second + 3, cdf[second + 2] - 1), first),
+    "beyond the total": (changed(second + 3, 2**17), first),
+    "a row of one symbol": (np.array([16, 0, 2**16]), np.array([0])),
+    "an empty row": (np.array([16, 2**16]), np.array([0])),
+    "a row without precision": (np.array([2**16]), np.array([0])),
+    "first too far out": (cdf, np.where(first == first[3], -(2**31), first)),
+  }
+
+
+@pytest.mark.parametrize("damage", _damaged_tables())
+def test_damaged_tables_are_refused(damage):
+  cdf, first = _damaged_tables()[damage]
+  with pytest.raises(ValueError, match=r"tables"):
+    entropy.CodingTables.from_arrays({"cdf": cdf, "first": first})
+
+
+def test_tables_come_back_from_their_arrays_and_share_nothing_with_them():
+  """The normal tables are made once for all: who changes exported arrays must not change them."""
+  tables = entropy.gaussian_tables()
+  arrays = tables.arrays()
+  again = entropy.CodingTables.from_arrays(arrays)
+  for name in ("cdf", "first", "escape", "best_bits"):
+    np.testing.assert_array_equal(getattr(again, name), getattr(tables, name))
+  before = tables.cdf.tobytes()
+  arrays["cdf"][3] += 1
+  arrays["first"][0] += 1
+  assert tables.cdf.tobytes() == again.cdf.tobytes() == before
+  np.testing.assert_array_equal(again.first, tables.first)
+  assert again.first[0] != arrays["first"][0]
+
+
+def test_tables_of_another_number_of_rows_are_refused(prior, normal):
+  with pytest.raises(ValueError, match="5 rows; a Gaussian conditional has 64"):
+    entropy.GaussianConditional().use(prior.tables.arrays())
+  with pytest.raises(ValueError, match="prior of 5 channels"):
+    prior.use({**normal.tables.arrays(), "offset": np.zeros(5, np.float32)})
+  with pytest.raises(ValueError, match="prior of 5 channels"):
+    prior.use({**prior.derive(), "offset": np.zeros(4, np.float32)})
+
+
+@pytest.mark.parametrize("offset", [np.nan, np.inf, 0.1, 0.75, -3.0])
+def test_offsets_off_the_fixed_point_grid_are_refused(prior, offset):
+  """Integer transforms take them as exact multiples of 2^-OFFSET_BITS."""
+  derived = prior.derive()
+  before = prior.offset.numpy()
+  wrong = derived["offset"].copy()
+  wrong[2] = offset
+  with pytest.raises(ValueError, match="offset"):
+    prior.use({**derived, "offset": wrong})
+  np.testing.assert_array_equal(prior.offset, before)
+
+
+def test_derived_offsets_are_exact_in_fixed_point(prior):
+  scaled = prior.derive()["offset"].astype(np.float64) * 2**entropy.OFFSET_BITS
+  np.testing.assert_array_equal(scaled, np.round(scaled))
+  assert np.any(scaled) and np.abs(scaled).max() <= 2**entropy.OFFSET_BITS / 2
