@@ -155,6 +155,7 @@ class TrainableCodec(Codec, tf.Module):
     Args:
       derived: The tables instead, from `derive_coding` of a codec with the same weights.
     """
+    self._fingerprint = None  # Half of a state must not pass for the one before.
     derived = self.derive_coding() if derived is None else derived
     self.use_coding(derived)
     digest = hashlib.sha256()
