@@ -1,5 +1,6 @@
-"""Fixtures that several tests share: small pictures, and one small trained run."""
+"""Fixtures that several tests share: small pictures, and one small trained run a family."""
 
+import importlib
 import pathlib
 
 import numpy as np
@@ -18,8 +19,37 @@ def picture(height, width, seed=0):
   return np.clip(np.stack([base, 0.8 * base + 20, 255 - base], -1), 0, 255).astype(np.uint8)
 
 
-def tiny_arguments(pictures, experiments, *more, steps=6):
+# Family -> its config file, and the overrides that make its codec as small as can be.
+TINY_MODELS = {
+  "factorized": (
+    "factorized/configs/bls2017.py:tiny",
+    {
+      "analysis.num_filters": 6,
+      "analysis.output_channels": 6,
+      "synthesis.num_filters": 6,
+      "synthesis.in_channels": 6,
+    },
+  ),
+  "mshyper": (
+    "mshyper/configs/mbt2018.py:tiny",
+    {
+      "analysis.channels_base": 6,
+      "analysis.output_channels": 6,
+      "synthesis.channels_base": 6,
+      "synthesis.in_channels": 6,
+      "hyper_analysis.in_channels": 6,
+      "hyper_analysis.bottleneck_size": 4,
+      "hyper_synthesis.in_channels": 4,
+      "hyper_synthesis.channels": (4, 6),
+      "hyper_synthesis.bottleneck_size": 6,
+    },
+  ),
+}
+
+
+def tiny_arguments(pictures, experiments, *more, steps=6, family="factorized"):
   """Arguments of a training that takes a second."""
+  file, model = TINY_MODELS[family]
   settings = {
     "train_data_config.dataset": str(pictures),
     "train_data_config.patchsize": 32,
@@ -31,14 +61,10 @@ def tiny_arguments(pictures, experiments, *more, steps=6):
     "train_eval_config.checkpoint_every_steps": 2,
     "train_eval_config.eval_every_steps": 3,
     "train_eval_config.log_metrics_every_steps": 1,
-    "model_config.analysis.num_filters": 6,
-    "model_config.analysis.output_channels": 6,
-    "model_config.synthesis.num_filters": 6,
-    "model_config.synthesis.in_channels": 6,
+    **{f"model_config.{k}": v for k, v in model.items()},
   }
   overrides = [f"--config.{k}={v}" for k, v in settings.items()]
-  config = str(ROOT / "factorized/configs/bls2017.py:tiny")
-  return ["--config", config, "--experiments_dir", str(experiments), *overrides, *more]
+  return ["--config", str(ROOT / file), "--experiments_dir", str(experiments), *overrides, *more]
 
 
 def run_command(main, *arguments):
@@ -48,12 +74,17 @@ def run_command(main, *arguments):
   return e.value.code
 
 
-def train(argv):
-  """`python -m factorized.train` in this process; returns the exit code."""
-  from common import cli
-  from factorized import train as entry
+def train(argv, family="factorized"):
+  """`python -m <family>.train` in this process; returns the exit code."""
+  return run_entry_point(family, "train", argv)
 
-  return run_command(cli.main, "factorized", "train", entry.run, entry.check, argv)
+
+def run_entry_point(family, task, argv):
+  """`python -m <family>.<task>`, train or itinf, in this process; returns the exit code."""
+  from common import cli
+
+  entry = importlib.import_module(f"{family}.{task}")
+  return run_command(cli.main, family, task, entry.run, entry.check, argv)
 
 
 @pytest.fixture(scope="session")
@@ -81,5 +112,17 @@ def trained_run(pictures, tmp_path_factory):
 
   experiments = tmp_path_factory.mktemp("trained")
   assert train(tiny_arguments(pictures, experiments, "--xid", "1")) == 0
+  (path,) = experiments.glob("1/wid=*")
+  return runs.RunDir.open(path)
+
+
+@pytest.fixture(scope="session")
+def trained_hyperprior_run(pictures, tmp_path_factory):
+  """The same of the mean-scale hyperprior family."""
+  from common import runs
+
+  experiments = tmp_path_factory.mktemp("trained_hyperprior")
+  argv = tiny_arguments(pictures, experiments, "--xid", "1", family="mshyper")
+  assert train(argv, "mshyper") == 0
   (path,) = experiments.glob("1/wid=*")
   return runs.RunDir.open(path)

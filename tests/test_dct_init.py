@@ -243,5 +243,5 @@ def _gdn():
 def test_unknown_initial_values_list_the_known_ones():
   dct_init.check("dct")
   dct_init.check("random")
-  with pytest.raises(ValueError, match="'haar'. Known: random, dct"):
+  with pytest.raises(ValueError, match=r"'haar'\. Known: random, dct"):
     dct_init.check("haar")

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from common import checkpoints, runs
-from tests.conftest import ROOT, picture, tiny_arguments, train
+from tests.conftest import ROOT, TINY_MODELS, picture, tiny_arguments, train
 
 CONFIG = str(ROOT / "factorized/configs/bls2017.py:tiny")
 
 
-def _start(argv, **environment):
+def _start(argv, family="factorized", **environment):
   return subprocess.Popen(
-    [sys.executable, "-m", "factorized.train", *argv],
+    [sys.executable, "-m", f"{family}.train", *argv],
     cwd=ROOT,
     env={**os.environ, "NTC_NUM_THREADS": "1", **environment},
     stdout=subprocess.PIPE,
@@ -160,14 +160,15 @@ def test_another_config_in_the_same_place_is_refused(unbroken, pictures, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", TINY_MODELS)
 def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run(
-  pictures, tmp_path
+  pictures, tmp_path, family
 ):
   steps = 40
-  argv = tiny_arguments(pictures, tmp_path / "killed", "--xid", "1", steps=steps)
+  argv = tiny_arguments(pictures, tmp_path / "killed", "--xid", "1", steps=steps, family=family)
   kills = 0
   for attempt in range(40):
-    process = _start(argv)
+    process = _start(argv, family)
     run_dirs = lambda: list((tmp_path / "killed").glob("1/wid=*"))  # noqa: E731
     # Not at a chosen step: some time after the first steps of this attempt.
     begun = time.monotonic()
@@ -188,7 +189,8 @@ def test_killed_at_an_arbitrary_step_it_ends_with_the_weights_of_an_unbroken_run
   run = _only_run(tmp_path / "killed")
   assert run.read_state()["state"] == "DONE"
   assert len(runs.read_json(run.environment_file)) == kills + 1
-  process = _start(tiny_arguments(pictures, tmp_path / "whole", "--xid", "1", steps=steps))
+  argv = tiny_arguments(pictures, tmp_path / "whole", "--xid", "1", steps=steps, family=family)
+  process = _start(argv, family)
   output, _ = process.communicate()
   assert process.returncode == 0, output
   _assert_same_weights(_weights(_only_run(tmp_path / "whole")), _weights(run))
