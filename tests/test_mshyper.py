@@ -411,17 +411,11 @@ def test_changing_an_exported_state_changes_no_codec(small):
   assert small.fingerprint == fingerprint and small.compress(image) == expected
 
 
-def test_checkpoints_hold_no_coding_state(small):
-  names = [name for name, _ in tf.train.list_variables(_written(small))]
+def test_checkpoints_hold_no_coding_state(small, tmp_path):
+  written = train_lib.weights_only(small).write(str(tmp_path / "weights"))
+  names = [name for name, _ in tf.train.list_variables(written)]
   assert sum("hyper_synthesis" in n for n in names) == 6  # Three kernels, three biases.
   assert not any("exact" in n or "offset" in n for n in names)
-
-
-def _written(codec):
-  import tempfile
-
-  folder = tempfile.mkdtemp()
-  return train_lib.weights_only(codec).write(f"{folder}/weights")
 
 
 # --- On every machine -----------------------------------------------------------------------------
