@@ -321,3 +321,31 @@ def test_gradients_between_many_channels(transposed, kernel_size, stride, origin
   _assert_close(_run(layer, x, variables), expected)
   unknown = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 66])])
   _assert_close(_run(unknown, x, variables), expected)
+
+
+@pytest.mark.parametrize(
+  "transposed,kernel_size,stride", [(False, 3, 1), (False, 5, 2), (True, 5, 2)]
+)
+@pytest.mark.parametrize("channels", [(3, 64), (64, 64)])
+def test_a_compiled_step_has_the_gradients_of_the_plain_formula(
+  transposed, kernel_size, stride, channels
+):
+  """Graph optimisation merges operations forwards and backwards; that must change nothing."""
+  layer = (Conv2DTranspose if transposed else Conv2D)(
+    *channels, kernel_size, stride, origin=(kernel_size - stride) // 2, activation="relu"
+  )
+  layer.bias.assign(_array(0, channels[1]))
+  x = tf.constant(_array(1, 2, 8, 6, channels[0]))
+
+  def plain(x):
+    if transposed:
+      kernel = tf.transpose(layer.kernel, [0, 1, 3, 2])
+      size = [2, 8 * stride, 6 * stride, channels[1]]
+      y = tf.nn.conv2d_transpose(x, kernel, size, stride, "SAME")
+    else:
+      y = tf.nn.conv2d(x, layer.kernel, stride, "SAME")
+    return tf.nn.relu(y + layer.bias)
+
+  variables = [layer.kernel, layer.bias]
+  compiled = tf.function(lambda: _run(layer, x, variables))()
+  _assert_close(compiled, _run(plain, x, variables))
