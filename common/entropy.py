@@ -10,7 +10,7 @@ import math
 import types
 import zlib
 from collections.abc import Mapping
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -367,8 +367,7 @@ class GaussianConditional:
     """
     log_scale = tfc.lower_bound(log_scale, LOG_SCALE_MIN)
     log_scale = tfc.upper_bound(log_scale, LOG_SCALE_MIN + (NUM_SCALES - 1) * LOG_SCALE_STEP)
-    density = tfc.NoisyNormal(loc=0.0, scale=tf.exp(log_scale))
-    return tf.reduce_sum(density.log_prob(y - mean), axis=[1, 2, 3]) / -np.log(2.0)
+    return tf.reduce_sum(_noisy_normal(y - mean, log_scale), axis=[1, 2, 3]) / -np.log(2.0)
 
   @property
   def tables(self) -> CodingTables:
@@ -387,6 +386,49 @@ class GaussianConditional:
     if len(tables.first) != NUM_SCALES:
       raise ValueError(f"{len(tables.first)} rows; a Gaussian conditional has {NUM_SCALES}.")
     self._tables = tables
+
+
+@tf.custom_gradient
+def _noisy_normal(x: tf.Tensor, log_scale: tf.Tensor):
+  """Log density at x of normal plus unit uniform noise; the normal's mean is 0, its scale > 0.1.
+
+  `tfc.NoisyNormal(0, exp(log_scale)).log_prob(x)` with 2 error functions, not 8, and a fifth
+  of the time: saves 2.8% of a step of jpegl.
+  """
+  precision = tf.exp(-log_scale) * math.sqrt(0.5)
+  distance = tf.abs(x)  # Taken to the left of the mean, where the distribution function is small.
+  upper, lower = (0.5 - distance) * precision, (-0.5 - distance) * precision
+  log_upper, slope_upper = _log_normal_cdf(upper)
+  log_lower, slope_lower = _log_normal_cdf(lower)
+  log_outside = log_lower - log_upper
+  inside = -tf.math.expm1(log_outside)  # The bin's part of all that lies below `upper`.
+
+  def grad(dy: tf.Tensor):
+    dy = dy / inside
+    by_upper, by_lower = slope_upper(), slope_lower() * tf.exp(log_outside)
+    dx = dy * tf.sign(x) * (by_lower - by_upper) * precision
+    return dx, dy * (by_lower * lower - by_upper * upper)
+
+  return log_upper + tf.math.log(inside), grad
+
+
+def _log_normal_cdf(w: tf.Tensor) -> tuple[tf.Tensor, Callable[[], tf.Tensor]]:
+  """log(erfc(-w) / 2) for w < 3.5, and a function that gives its derivative.
+
+  Below -7, where erfc comes near the smallest float32: three terms of the asymptotic series.
+  """
+  near = w > -math.sqrt(50)
+  square = tf.square(w)
+  r = tf.math.reciprocal(tf.minimum(w, -math.sqrt(50)))
+  q = 0.5 * tf.square(r)
+  series = r * (q * (1.0 - q * (3.0 - 15.0 * q)) - 1.0) * (0.5 / math.sqrt(math.pi))
+  value = tf.where(near, 0.5 * tf.math.erfc(-w), series)  # If not near, without exp(-w^2).
+  zero = tf.zeros_like(w)
+
+  def derivative() -> tf.Tensor:
+    return tf.exp(tf.where(near, -square, zero)) / (value * math.sqrt(math.pi))
+
+  return tf.math.log(value) - tf.where(near, zero, square), derivative
 
 
 @functools.lru_cache(maxsize=1)
