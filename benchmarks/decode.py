@@ -29,7 +29,7 @@ def make_codec(path: str, exact: bool, x: tf.Tensor) -> TrainableCodec:
   config.model_config.exact_coding = exact
   tf.keras.utils.set_random_seed(0)
   codec = importlib.import_module("mshyper.codec").build(config.model_config)
-  codec.calibrate(x)
+  codec.calibrate(rd.pad(x, codec.downsample_factor))
   codec.prepare()
   return codec
 
@@ -47,7 +47,7 @@ def main() -> None:
   for path in CONFIGS:
     for exact in (True, False):
       label = f"{path.split('/')[-1][:-3]} {'exact' if exact else 'float'}"
-      codecs[label] = make_codec(path, exact, rd.pad(x, 64))
+      codecs[label] = make_codec(path, exact, x)
       files[label] = codecs[label].compress(image)
   matmul = ceilings.make_matmul_probe()
   rates: list[float] = []

@@ -21,7 +21,12 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--dataset", required=True)
   args = parser.parse_args()
-  run = runs.RunDir.open(args.workdir)
+  try:
+    run = runs.RunDir.open(args.workdir)
+  except runs.RunError as e:
+    parser.error(str(e))
+  if run.read_work_unit().family != "mshyper":
+    parser.error(f"{args.workdir} is no run of mshyper: others have no hyper-synthesis.")
   codecs = {
     exact: eval_lib.load_codec(run, lambda c, e=exact: build({**c, "exact_coding": e}))[0]
     for exact in (True, False)

@@ -148,19 +148,15 @@ def decode(
   Raises:
     BitstreamError: `data` is too short to hold so many symbols, or is not what `encode` makes.
   """
+  count = int(np.prod(shape, dtype=np.int64))
+  if rows is None:
+    fewest_bits = count // shape[-1] * float(tables.best_bits.sum())
+  else:
+    fewest_bits = float(tables.best_bits[rows].sum())
+  check_room(data, count, fewest_bits)
   cursor = Cursor(data)
   overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
   coded = cursor.rest()
-  if rows is None:
-    positions = int(np.prod(shape[:-1], dtype=np.int64))
-    fewest_bits = positions * float(tables.best_bits.sum())
-  else:
-    fewest_bits = float(tables.best_bits @ np.bincount(rows.ravel(), minlength=len(tables.first)))
-  if fewest_bits > 8 * len(coded) + 64:
-    raise BitstreamError(
-      f"{len(data)} bytes cannot hold the {int(np.prod(shape, dtype=np.int64))} symbols that the "
-      "header announces: damaged or hostile."
-    )
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(coded, tables.cdf)
     if rows is None:
@@ -196,6 +192,15 @@ def round_around(y: tf.Tensor, centre: np.ndarray) -> np.ndarray:
   """The integers that stand for `y` on the grid around `centre`: round(y - centre), int32."""
   rounded = np.round(np.asarray(y) - centre)
   return np.clip(np.nan_to_num(rounded), -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
+
+
+def check_room(data: bytes, count: int, fewest_bits: float) -> None:
+  """Raises BitstreamError if `data` is too short for `count` symbols of `fewest_bits` in all."""
+  if fewest_bits > 8 * len(data) + 64:
+    raise BitstreamError(
+      f"{len(data)} bytes cannot hold the {count} symbols that the header announces: damaged or "
+      "hostile."
+    )
 
 
 def symbols_crc(symbols: np.ndarray, crc: int = 0) -> int:

@@ -7,11 +7,13 @@ Floating-point convolutions depend on the number of threads, the library and the
 
 Here the trained kernels become integers, activations are numbers of FRACTION_BITS fractional bits,
 and everything is held in float64. No sum, in any order, reaches 2^53: a float64 holds each partial
-sum exactly, so addition is associative and any convolution, blocked or fused in any way, gives the
-same result. Rounding to the next layer's activations is floor(x * 2^-shift + 1/2), exact too.
+sum exactly, so addition is associative, and whatever multiplies and adds these integers, blocked or
+fused in any way, gives the same result. Rounding to the next layer's activations is
+floor(x * 2^-shift + 1/2), exact too.
 
-With 53 bits to spend, kernels keep more than 20 bits and activations 22: the result differs from
-the float32 network's by about 2^-10 (docs/results.md has what that costs). It runs on the CPU, next
+With 53 bits to spend, kernels keep as many as the bound leaves (more than 20 where weights are of
+usual sizes) and activations 22: the result differs from the float32 network's by about 2^-10
+(docs/results.md has what that costs). It runs on the CPU, next
 to the range coder.
 """
 

@@ -218,6 +218,8 @@ def table(profile: Mapping[str, Any]) -> str:
     "",
     "FLOPs/pixel compares with published tables: 2 a multiply-add, 1 an addition of a bias or of",
     "GDN's beta, 1 a product or division of GDN. products and GFLOP/s: the multiply-adds alone.",
+    "Stages run in float32, as in training; what files are coded with (an integer g_h) is in pack",
+    "and unpack.",
     "",
     f"{'walk':12s}{'seconds':>9s}{'share':>8s}",
   ]

@@ -87,7 +87,9 @@ def make_transform(name: str, **kwargs: Any) -> Layer:
   for key in kwargs:
     if key not in arguments and key != "name":
       raise TypeError(
-        f"{name} has no argument {key!r}.{_hint(key, arguments)} Known: {', '.join(arguments)}."
+        f"{name} has no argument {key!r}.{_hint(key, arguments)} Known: {', '.join(arguments)}. "
+        "(Overriding a transform's name keeps the arguments of the one before: where they do not fit, "
+        "replace the whole group in a config file.)"
       )
   return _REGISTRY[name](**kwargs)
 
@@ -413,7 +415,7 @@ class HyperSynthesis(Sequential):
     Args:
       bottleneck_size: channels of the latents, for each of which there are two outputs.
       in_channels: channels of the hyper-latents; None for bottleneck_size.
-      channels: between the layers; None for bottleneck_size and 1.5 x as many.
+      channels: between the layers; None for in_channels and 1.5 x as many.
       name: the name of the module.
     """
     n = bottleneck_size
@@ -421,13 +423,12 @@ class HyperSynthesis(Sequential):
       raise ValueError(
         f"channels is {tuple(channels)}; three layers have two numbers between them."
       )
-    first, second = (n, n * 3 // 2) if channels is None else channels
+    given = in_channels or n
+    first, second = (given, given * 3 // 2) if channels is None else channels
     same = same_origin(5, 2)
     super().__init__(
       [
-        Conv2DTranspose(
-          in_channels or n, first, 5, 2, activation="relu", origin=same, name="conv0"
-        ),
+        Conv2DTranspose(given, first, 5, 2, activation="relu", origin=same, name="conv0"),
         Conv2DTranspose(first, second, 5, 2, activation="relu", origin=same, name="conv1"),
         Conv2DTranspose(second, 2 * n, 3, name="conv2"),
       ],

@@ -65,7 +65,9 @@ class HyperpriorCodec(TrainableCodec):
       raise ValueError(
         f"The analysis gives {channels} channels; the hyper-analysis takes "
         f"{hyper_analysis.in_channels} (it must be as many) and the hyper-synthesis gives "
-        f"{hyper_synthesis.out_channels} (it must be {2 * channels}: means and log scales)."
+        f"{hyper_synthesis.out_channels} (it must be {2 * channels}: means and log scales). Set "
+        "analysis.output_channels, synthesis.in_channels, hyper_analysis.in_channels and "
+        "hyper_synthesis.bottleneck_size of model_config alike."
       )
     transforms.check_pair(hyper_analysis, hyper_synthesis)
     self._fit_to_data = fit_to_data
@@ -201,19 +203,33 @@ class HyperpriorCodec(TrainableCodec):
     z = entropy.decode(
       self.prior.tables, stream.sections[0], (1, height, width, self.prior.channels)
     )
+    factor = self.hyper_analysis.downsample
+    shape = (1, height * factor, width * factor, self.analysis.out_channels)
+    # Before anything is computed for so many: each costs at least what the cheapest symbol does.
+    count = int(np.prod(shape, dtype=np.int64))
+    fewest = float(self.conditional.tables.best_bits.min())
+    entropy.check_room(stream.sections[1], count, count * fewest)
     mean, rows = self._conditions(z)
-    y = entropy.decode(self.conditional.tables, stream.sections[1], mean.shape, rows)
+    try:
+      y = entropy.decode(self.conditional.tables, stream.sections[1], shape, rows)
+    except bitstream.BitstreamError as e:
+      raise bitstream.BitstreamError(f"{e}{self._float_hint}") from e
     if entropy.symbols_crc(y, entropy.symbols_crc(z)) != stream.symbols_crc:
       raise bitstream.BitstreamError(
         "The decoded symbols are not those that were encoded: the tables differ or the file is "
-        "damaged"
-        + (
-          "."
-          if self._exact.transform is not None
-          else ", or (exact_coding=False) this machine rounds otherwise than the encoder's."
-        )
+        f"damaged.{self._float_hint}"
       )
     return {"y": _values(y, mean)}, (stream.height, stream.width)
+
+  @property
+  def _float_hint(self) -> str:
+    """What else may be wrong with a file that seems damaged."""
+    if self._exact.transform is not None:
+      return ""
+    return (
+      " Or this machine, with this number of threads, rounds otherwise than the encoder's: the "
+      "model codes with exact_coding=False."
+    )
 
   def stages(self) -> dict[str, Stage]:
     """f, f_h, g_h and g."""

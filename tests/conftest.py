@@ -40,7 +40,6 @@ TINY_MODELS = {
       "hyper_analysis.in_channels": 6,
       "hyper_analysis.bottleneck_size": 4,
       "hyper_synthesis.in_channels": 4,
-      "hyper_synthesis.channels": (4, 6),
       "hyper_synthesis.bottleneck_size": 6,
     },
   ),

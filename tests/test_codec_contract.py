@@ -1,5 +1,6 @@
 """What every family's codec promises. A new family is one more row in FAMILIES."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -134,6 +135,27 @@ def test_a_hostile_size_with_right_checksums_is_refused(codec):
     )
     with pytest.raises(BitstreamError):
       codec.decompress(forged)
+
+
+def test_a_hostile_size_is_refused_before_anything_is_computed_for_it(codec, monkeypatch):
+  """A prior whose symbols are nearly free lets a few bytes announce a large picture."""
+  image = np.full([80, 100, 3], 128, np.uint8)
+  spread = np.full(codec.prior.channels, 0.02)
+  before = [v.numpy() for v in codec.prior.trainable_variables]
+  try:
+    codec.prior.calibrate(0 * spread, spread)
+    codec.prepare()
+    stream = bitstream.read(codec.compress(image))
+    sections = [b"\0" for _ in stream.sections]
+    forged = dataclasses.replace(stream, height=4_000, width=4_000, sections=tuple(sections))
+    if hasattr(codec, "_conditions"):
+      monkeypatch.setattr(codec, "_conditions", lambda symbols: pytest.fail("was computed"))
+    with pytest.raises(BitstreamError):
+      codec.decompress(bitstream.write(forged))
+  finally:
+    for variable, value in zip(codec.prior.trainable_variables, before):
+      variable.assign(value)
+    codec.prepare()
 
 
 def test_forged_sections_with_right_checksums_are_refused_and_end_soon(codec):

@@ -819,3 +819,18 @@ def test_itinf_has_a_work_unit_for_every_rate():
     units = hyper.expand(hyper.load(f"mshyper/configs/itinf.py{variant}"), "mshyper", "itinf")
     wids = [u.config["train_eval_config"]["warm_start_wid"] for u in units]
     assert wids == list(range(count))
+
+
+def test_a_float_codec_says_that_another_machine_may_round_otherwise(monkeypatch):
+  codec = _small(exact_coding=False)
+  data_bytes = codec.compress(picture(64, 96))
+  conditions = codec._conditions
+
+  def rounds_otherwise(z):
+    mean, rows = conditions(z)
+    rows[:, ::2] += 1
+    return mean, rows
+
+  monkeypatch.setattr(codec, "_conditions", rounds_otherwise)
+  with pytest.raises(BitstreamError, match="exact_coding=False"):
+    codec.decompress(data_bytes)

@@ -5,7 +5,8 @@
       --config.train_eval_config.warm_start_wid=<N> --config.data_config.dataset=kodak
 
 Costs 3000 steps of the hyper-synthesis and the synthesis, forward and backward, for each image; not
-measured yet. `itinf.py:tiny` makes 100 steps.
+measured yet. `itinf.py:tiny` makes 100 steps. The sweep takes the seven runs of an experiment,
+`itinf.py:two_layer_syn2` the fourteen of that config.
 
 The temperature of a method that has one is tau(t) = upper exp(-rate (t - start)), at most upper, at
 least 1e-8. Settings of the papers and their code:
@@ -25,7 +26,7 @@ from ml_collections import config_dict
 
 from common import hyper
 
-VARIANTS = ("tiny",)
+VARIANTS = ("tiny", "two_layer_syn2")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -87,5 +88,7 @@ def get_cfg_str(config: ml_collections.ConfigDict) -> str:
 
 
 def get_hyper(variant: str = ""):
-  # One work unit a run of the trained experiment: seven rates, or the four of mbt2018.py:tiny.
-  return hyper.sweep("train_eval_config.warm_start_wid", range(4 if variant == "tiny" else 7))
+  # One work unit a run of the trained experiment: seven rates, the four of a :tiny sweep, or the
+  # fourteen settings of two_layer_syn2.py.
+  count = {"tiny": 4, "two_layer_syn2": 14}.get(variant, 7)
+  return hyper.sweep("train_eval_config.warm_start_wid", range(count))

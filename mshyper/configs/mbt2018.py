@@ -93,9 +93,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         name="MBT2018Synthesis", channels_base=192, in_channels=320, gdn_gamma_init=0.1
       ),
       hyper_analysis=dict(name="HyperAnalysis", in_channels=320, bottleneck_size=320),
-      hyper_synthesis=dict(
-        name="HyperSynthesis", in_channels=320, bottleneck_size=320, channels=(320, 480)
-      ),
+      hyper_synthesis=dict(name="HyperSynthesis", in_channels=320, bottleneck_size=320),
     )
   )
 
@@ -120,7 +118,6 @@ _SHORT: dict[str, Any] = {
   "model_config.rd_lambda_warmup_factor": 1.0,
   "model_config.hyper_analysis.bottleneck_size": 128,
   "model_config.hyper_synthesis.in_channels": 128,
-  "model_config.hyper_synthesis.channels": (128, 192),
 }
 
 # For all models of this folder: on generated pictures, and on photographs.
