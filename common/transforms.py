@@ -88,8 +88,8 @@ def make_transform(name: str, **kwargs: Any) -> Layer:
     if key not in arguments and key != "name":
       raise TypeError(
         f"{name} has no argument {key!r}.{_hint(key, arguments)} Known: {', '.join(arguments)}. "
-        "(Overriding a transform's name keeps the arguments of the one before: where they do not fit, "
-        "replace the whole group in a config file.)"
+        "(Overriding a transform's name keeps the arguments of the one before: where they do not "
+        "fit, replace the whole group in a config file.)"
       )
   return _REGISTRY[name](**kwargs)
 
