@@ -171,10 +171,12 @@ class TrainableCodec(Codec, tf.Module):
     """The trainable variables of the entropy model: they may get a learning rate of their own."""
     return ()
 
+  calibration_images = 1  # How many crops `calibrate` wants at least.
+
   def calibrate(self, x: tf.Tensor) -> None:
     """Fits initial values to data, once, before the first step; by default nothing.
 
-    `x`: [B, H, W, 3] float32 in 0..255, a batch of training crops.
+    `x`: [B, H, W, 3] float32 in 0..255, training crops.
     """
 
   @property

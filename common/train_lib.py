@@ -166,7 +166,10 @@ class _Training:
     self._metrics: dict[str, float] = self._ckpts.facts(self._start) if self._start else {}
     sampler = _train_sampler(config)
     if self._start == 0 and not self._options.warm_start:
-      self._state.codec.calibrate(tf.constant(sampler.batch(0), tf.float32))
+      crops = [sampler.batch(0)]
+      while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
+        crops.append(sampler.batch(len(crops)))
+      self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
     self._batches = data.to_tf_dataset(sampler, self._start, self._num_steps - self._start)
     self._validation = _Validation(self._state.codec, config)
     self._learning_rate = schedules.learning_rate(config.optimizer_config, self._num_steps)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from common import bitstream, dct_init, entropy, exact, quantizers, rd, transforms
+from common import bitstream, dct_init, entropy, exact, hyper_init, quantizers, rd, transforms
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.layers import Layer, Sequential
 from common.profiling import Stage
@@ -115,21 +115,28 @@ class HyperpriorCodec(TrainableCodec):
     hyper = () if self._exact.transform is not None else self.hyper_synthesis.variables
     return (*self.synthesis.variables, *hyper)
 
-  def calibrate(self, x: tf.Tensor) -> None:
-    """Fits the initial densities of z, and the mean densities of y, where the config asks for it.
+  calibration_images = 32
 
-    The hyper-synthesis then starts at each channel's own mean and scale, nearly constant.
+  def calibrate(self, x: tf.Tensor) -> None:
+    """Fits the hyperprior to the latents of `x`, where the config asks for it.
+
+    The hyper-latents start as local contrasts where their transforms are known to
+    `common.hyper_init`; other hyper-syntheses start at each channel's own mean and scale.
     """
     if not self._fit_to_data:
       return
-    latents = {k: v.loc.numpy().reshape(-1, v.loc.shape[-1]) for k, v in self.infer(x).items()}
-    self.prior.calibrate(np.median(latents["z"], axis=0), np.std(latents["z"], axis=0))
-    last = self.hyper_synthesis
-    while isinstance(last, Sequential):
-      last = last.layers[-1]
-    spread = np.maximum(np.std(latents["y"], axis=0), 0.1)
-    last.kernel.assign(_INITIAL_HYPER_GAIN * last.kernel)
-    last.bias.assign(np.concatenate([np.mean(latents["y"], axis=0), np.log(spread)]))
+    y = self.infer(x)["y"].loc.numpy()
+    if hyper_init.is_known(self.hyper_analysis, self.hyper_synthesis):
+      hyper_init.initialise(self.hyper_analysis, self.hyper_synthesis, y)
+    else:
+      last = self.hyper_synthesis
+      while isinstance(last, Sequential):
+        last = last.layers[-1]
+      spread = np.maximum(np.std(y, axis=(0, 1, 2)), 0.1)
+      last.kernel.assign(_INITIAL_HYPER_GAIN * last.kernel)
+      last.bias.assign(np.concatenate([np.mean(y, axis=(0, 1, 2)), np.log(spread)]))
+    z = self.hyper_analysis(tf.constant(y)).numpy().reshape(-1, self.prior.channels)
+    self.prior.calibrate(np.median(z, axis=0), np.std(z, axis=0))
 
   def derive_coding(self) -> dict[str, np.ndarray]:
     """See `TrainableCodec.derive_coding`."""
@@ -242,7 +249,7 @@ class HyperpriorCodec(TrainableCodec):
     }
 
 
-# Of the last hyper-synthesis kernel, where the initial densities are fitted to data.
+# Of the last kernel of a hyper-synthesis that starts at each channel's own mean and scale.
 _INITIAL_HYPER_GAIN = 0.1
 
 
