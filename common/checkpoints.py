@@ -8,6 +8,7 @@ a rename makes it visible. So a folder without a manifest that holds is no check
 full disk can cost at most the newest one.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -24,10 +25,16 @@ from common import runs
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "state"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # What TensorFlow appends to a variable's name.
+_NAMED = 5  # Variables that an error lists.
 
 
 class CheckpointError(RuntimeError):
   """No checkpoint can be restored; the message says what was looked for and found."""
+
+
+class MisfitError(CheckpointError):
+  """The checkpoint is whole, but of another model; the message names the first differences."""
 
 
 class Checkpoints:
@@ -123,26 +130,23 @@ class Checkpoints:
       partial: Whether variables of `state` that were not saved may stay as they are.
 
     Raises:
-      CheckpointError: The checkpoint is damaged, or lacks variables; they are named.
+      CheckpointError: The checkpoint is damaged.
+      MisfitError: It lacks variables, or has them in other shapes.
     """
     wrong = self.verify(step)
     if wrong is not None:
       raise CheckpointError(f"Checkpoint {self.path(step)}: {wrong}.")
+    prefix = str(self.path(step) / _PREFIX)
     try:
-      status = state.read(str(self.path(step) / _PREFIX))
+      status = state.read(prefix)
       if not partial:
         status.assert_existing_objects_matched()
       status.expect_partial()
-    except (AssertionError, ValueError) as e:
-      saved = sorted(
-        f"{name} {shape}"
-        for name, shape in tf.train.list_variables(str(self.path(step) / _PREFIX))
-        if "OBJECT_GRAPH" not in name and ".OPTIMIZER_SLOT" not in name
-      )
-      raise CheckpointError(
-        f"Checkpoint {self.path(step)} does not fit this model: {e}\nSaved were:\n  "
-        + "\n  ".join(saved)
-      ) from e
+    except (AssertionError, ValueError) as e:  # TensorFlow's text lists every object there is.
+      raise MisfitError(
+        f"Checkpoint {self.path(step)} does not fit this model: "
+        + (_differences(state, prefix, partial) or str(e).split("\n", 1)[0])
+      ) from None
 
   def mark_best(self, step: int, loss: float) -> None:
     """Records that this step's checkpoint is the best so far; it is never dropped."""
@@ -199,6 +203,40 @@ def find(path: runs.PathLike, wid: Optional[int] = None) -> tuple[Checkpoints, i
   if step is None:
     raise CheckpointError(f"Run {str(run)!r} has no whole checkpoint (yet).")
   return checkpoints, step
+
+
+def _differences(state: tf.train.Checkpoint, prefix: str, partial: bool) -> str:
+  """How many of the state's variables were saved otherwise, and the first of them; "" for none."""
+  saved = {name: list(shape) for name, shape in tf.train.list_variables(prefix)}
+  own = _shapes(state)
+  different = [
+    f"{name.removesuffix(_VALUE)} is {shape} here, {saved.get(name, 'missing')} there"
+    for name, shape in own.items()
+    if (name in saved or not partial) and saved.get(name) != shape
+  ]
+  if not different:
+    return ""
+  more = len(different) - _NAMED
+  listed = "; ".join(different[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+  return f"{len(different)} of {len(own)} variables differ: {listed}."
+
+
+def _shapes(state: tf.train.Checkpoint) -> dict[str, list[int]]:
+  """The shapes of a state's variables by the names they are saved under: the shortest paths."""
+  view = tf.train.TrackableView(state)
+  shapes: dict[str, list[int]] = {}
+  seen: dict[int, Any] = {id(state): state}  # Kept, so that no id is given twice.
+  queue = collections.deque([("", state)])
+  while queue:
+    path, parent = queue.popleft()
+    for name, child in view.children(parent).items():
+      if id(child) in seen:
+        continue
+      seen[id(child)] = child
+      if isinstance(child, tf.Variable):
+        shapes[f"{path}{name}{_VALUE}"] = child.shape.as_list()
+      queue.append((f"{path}{name}/", child))
+  return shapes
 
 
 def _fingerprint(path: pathlib.Path) -> list[int]:

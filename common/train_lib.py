@@ -7,6 +7,7 @@ unbroken one.
 
 import logging
 import math
+import pathlib
 import re
 import time
 from typing import Any, Optional
@@ -109,7 +110,9 @@ def make_train_step(state: TrainState, config: Any):
 
 
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
-  """Raises for a work unit that cannot be trained: unknown names, data that are not there, sizes.
+  """Raises for a work unit that cannot be trained: unknown names, missing data, wrong sizes.
+
+  A warm start is tried here already, before the run has a directory.
 
   Raises:
     ValueError, TypeError, RuntimeError: The message lists what is known.
@@ -128,9 +131,9 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   if settings is not None:
     data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
-  build(config.model_config)
+  codec = build(config.model_config)
   if options.warm_start:
-    checkpoints_lib.find(options.warm_start, _warm_start_wid(config, unit.wid))
+    _warm_start(codec, unit, config)
 
 
 def train(job: Job, build: BuildCodec) -> dict[str, float]:
@@ -267,21 +270,33 @@ def _restore_or_warm_start(state: TrainState, ckpts: checkpoints_lib.Checkpoints
     _LOG.info("Resumed at step %d from %s.", own, ckpts.path(own))
     return own
   if options.warm_start:
-    found, step = checkpoints_lib.find(
-      options.warm_start, _warm_start_wid(job.config, job.unit.wid)
-    )
-    found.restore(weights_only(state.codec), step)
-    _LOG.info("Warm start from %s.", found.path(step))
+    _LOG.info("Warm start from %s.", _warm_start(state.codec, job.unit, job.config))
   return 0
+
+
+def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> pathlib.Path:
+  """Gives the codec the weights that `warm_start` names; returns their checkpoint's folder.
+
+  Raises:
+    checkpoints.CheckpointError: There are none, or they are another model's.
+  """
+  given = config.train_eval_config.warm_start_wid
+  found, step = checkpoints_lib.find(
+    config.train_eval_config.warm_start, unit.wid if given is None else int(given)
+  )
+  try:
+    found.restore(weights_only(codec), step)
+  except checkpoints_lib.MisfitError as e:
+    record = runs.RunDir(found.folder.parent).work_unit_file
+    raise checkpoints_lib.MisfitError(
+      f"train_eval_config.warm_start: {e} Start with a config whose model_config is that of the "
+      f"run (recorded in {record}), or name a run of this model."
+    ) from None
+  return found.path(step)
 
 
 def _train_sampler(config: Any) -> data.CropSampler:
   return data.CropSampler(config.train_data_config, int(config.train_eval_config.seed), "train")
-
-
-def _warm_start_wid(config: Any, own: int) -> int:
-  given = config.train_eval_config.warm_start_wid
-  return own if given is None else int(given)
 
 
 def _checked(pending: list[tuple[int, dict[str, tf.Tensor]]]) -> dict[str, float]:

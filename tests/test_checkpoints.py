@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from common import checkpoints
-from common.checkpoints import CheckpointError, Checkpoints
+from common.checkpoints import CheckpointError, Checkpoints, MisfitError
 
 
 class Model(tf.Module):
@@ -93,22 +93,40 @@ def test_a_kill_while_saving_leaves_no_checkpoint_and_is_cleaned_up(tmp_path):
   assert not leftover.exists() and ckpts.steps() == [1, 2, 3, 4]
 
 
-def test_a_variable_that_was_not_saved_is_an_error_that_lists_what_was(tmp_path):
+def test_a_variable_that_was_not_saved_is_an_error_that_names_it(tmp_path):
   ckpts = _saved(tmp_path)
   model, state = _state(0, more=True)
-  with pytest.raises(CheckpointError, match="codec/weight"):
+  with pytest.raises(MisfitError, match=r"1 of 2 variables differ: codec/extra is \[\] here, mis"):
     ckpts.restore(state, 3)
   ckpts.restore(state, 3, partial=True)
   np.testing.assert_array_equal(model.weight, [3, 3])
   assert model.extra == 7.0
 
 
-def test_another_shape_is_an_error(tmp_path):
+@pytest.mark.parametrize("partial", [False, True])
+def test_another_shape_is_an_error_that_names_both(tmp_path, partial):
+  ckpts = _saved(tmp_path)
+  model = Model(0.0, more=partial)
+  model.weight = tf.Variable([0.0, 0.0, 0.0])
+  with pytest.raises(MisfitError, match="does not fit") as e:
+    ckpts.restore(tf.train.Checkpoint(codec=model), 3, partial)
+  assert str(ckpts.path(3)) in str(e.value)
+  total = 2 if partial else 1
+  assert str(e.value).endswith(
+    f"1 of {total} variables differ: codec/weight is [3] here, [2] there."
+  )
+
+
+def test_of_many_differences_the_first_five_are_named(tmp_path):
   ckpts = _saved(tmp_path)
   model = Model(0.0)
-  model.weight = tf.Variable([0.0, 0.0, 0.0])
-  with pytest.raises(CheckpointError, match="does not fit"):
+  model.many = [{"a": tf.Variable([float(i)])} for i in range(20)]
+  with pytest.raises(MisfitError) as e:
     ckpts.restore(tf.train.Checkpoint(codec=model), 3)
+  message = str(e.value)
+  assert "20 of 21 variables differ: codec/many/0/a is [1] here, missing there; " in message
+  assert message.count("missing there") == 5 and message.endswith("; and 15 more.")
+  assert "\n" not in message
 
 
 def test_find_takes_a_checkpoint_a_run_or_an_experiment_and_a_wid(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,6 +322,33 @@ def test_warm_start_takes_the_weights_of_a_run(unbroken, pictures, tmp_path):
   assert len(kernels) == 6
   for k in kernels:
     np.testing.assert_array_equal(start[k], end[k])
+
+
+@pytest.mark.parametrize("family", ["factorized", "mshyper"])
+def test_a_warm_start_from_another_model_is_refused_in_few_words_before_anything_is_written(
+  request, pictures, tmp_path, capsys, family
+):
+  """Another number of filters; and a synthesis of other layers under a full-size analysis."""
+  fixture = {"factorized": "trained_run", "mshyper": "trained_hyperprior_run"}[family]
+  source = request.getfixturevalue(fixture)
+  argv = tiny_arguments(pictures, tmp_path / "x", family=family)
+  if family == "mshyper":
+    argv = [a for a in argv if "model_config" not in a]
+    argv[argv.index("--config") + 1] = str(ROOT / "mshyper/configs/two_layer_syn2.py:tiny")
+  else:
+    argv += [f"--config.model_config.{k}.num_filters=7" for k in ("analysis", "synthesis")]
+  argv.append(f"--config.train_eval_config.warm_start={source.path.parent}")
+  capsys.readouterr()  # What the source's training said.
+  assert train(argv, family) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  print(line)
+  assert not (tmp_path / "x").exists()
+  assert len(line) < 1000
+  assert line.startswith("Error: train_eval_config.warm_start: ")
+  assert str(source.checkpoints_dir / "step-00000006") in line
+  assert re.search(r"[0-9]+ of [0-9]+ variables differ: ", line)
+  assert "codec/analysis/layers/0/kernel is [" in line and line.count(" there") <= 5
+  assert "model_config" in line and str(source.work_unit_file) in line
 
 
 def test_help_needs_no_tensorflow():
