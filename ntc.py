@@ -143,6 +143,7 @@ def _pairs(args: argparse.Namespace, suffix: str) -> list[_Pair]:
     pairs = [(files[0], files[1])]
     if files[1].is_dir():
       raise flags.UsageError(f"{files[1]} is a folder: write --output_dir {files[1]}")
+    _check_parent(files[1])
   else:
     raise flags.UsageError(
       f"{len(files)} file{'s' * (len(files) > 1)}: name an input and an output, or inputs and "
@@ -160,6 +161,15 @@ def _pairs(args: argparse.Namespace, suffix: str) -> list[_Pair]:
       raise flags.UsageError(f"{source} is input and output at once: name another output.")
     _check_free(target, args.force)
   return pairs
+
+
+def _check_parent(target: pathlib.Path) -> None:
+  """A folder that is missing under a single output's name is a slip of the pen."""
+  if not target.parent.is_dir():
+    what = "is no folder" if target.parent.exists() else "does not exist"
+    raise flags.UsageError(
+      f"The output {target}: {target.parent} {what}. Make it first, or name another output."
+    )
 
 
 def _check_free(target: pathlib.Path, force: bool) -> None:
@@ -490,6 +500,7 @@ def _export(argv: list[str]) -> int:
   if given is not None:
     if given.suffix != artefacts.SUFFIX:
       raise flags.UsageError(f"--output={given}: models end in {artefacts.SUFFIX}.")
+    _check_parent(given)
     _check_free(given, args.force)
   _start_tensorflow()
   from common import eval_lib
