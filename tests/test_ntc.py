@@ -2,7 +2,10 @@
 
 import dataclasses
 import errno
+import functools
+import importlib
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,8 @@ from PIL import Image
 import configs
 import ntc
 from common import artefacts, bitstream, data, eval_lib, runs
-from factorized.codec import FactorizedCodec, build
+from common.codec import TrainableCodec
+from factorized.codec import FactorizedCodec
 from tests.conftest import ROOT, picture
 
 
@@ -28,6 +32,7 @@ class Command:
   err: str = ""
 
   def __call__(self, *argv):
+    self.capsys.readouterr()  # What a fixture's training and export said.
     code = ntc.main([str(a) for a in argv])
     self.out, self.err = self.capsys.readouterr()
     assert "Traceback" not in self.err
@@ -47,31 +52,78 @@ def command(capsys, tmp_path, monkeypatch):
   return Command(capsys)
 
 
-@pytest.fixture(scope="module")
-def codec(trained_run):
-  return eval_lib.load_codec(trained_run, build)[0]
+@dataclasses.dataclass
+class Made:
+  """What the tests of a family start from.
+
+  Attributes:
+    run: Trained; its newest checkpoint is the codec's.
+    codec: Coding with it.
+    photo: A folder with photo.png, its file photo.ntc, and that file decoded, decoded.png.
+    models: A models folder with an export of a copy of the run that is gone.
+  """
+
+  run: runs.RunDir
+  codec: TrainableCodec
+  photo: pathlib.Path
+  models: pathlib.Path
+
+
+def _build(family):
+  return importlib.import_module(f"{family}.codec").build
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory, codec):
-  """A picture, its file by the run's newest checkpoint, and that file decoded."""
-  folder = tmp_path_factory.mktemp("photo")
-  Image.fromarray(picture(40, 56)).save(folder / "photo.png")
-  content = codec.compress(picture(40, 56))
-  (folder / "photo.ntc").write_bytes(content)
-  Image.fromarray(codec.decompress(content)).save(folder / "decoded.png")
-  return folder
+def made(request, tmp_path_factory):
+  """From a family to its `Made`; each is made when it is first asked for."""
+
+  @functools.cache
+  def make(family):
+    fixture = {"factorized": "trained_run", "mshyper": "trained_hyperprior_run"}[family]
+    run = request.getfixturevalue(fixture)
+    codec = eval_lib.load_codec(run, _build(family))[0]
+    photo = tmp_path_factory.mktemp("photo")
+    Image.fromarray(picture(40, 56)).save(photo / "photo.png")
+    content = codec.compress(picture(40, 56))
+    (photo / "photo.ntc").write_bytes(content)
+    Image.fromarray(codec.decompress(content)).save(photo / "decoded.png")
+    models = tmp_path_factory.mktemp("models")
+    copy = tmp_path_factory.mktemp("runs") / run.path.name
+    shutil.copytree(run.path, copy)
+    assert ntc.main(["export", str(copy), "--output", str(models / "model.ntcm")]) == 0
+    shutil.rmtree(copy)
+    return Made(run, codec, photo, models)
+
+  return make
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, trained_run):
-  """A models folder with an export of a run that is gone."""
-  folder = tmp_path_factory.mktemp("models")
-  copy = tmp_path_factory.mktemp("runs") / trained_run.path.name
-  shutil.copytree(trained_run.path, copy)
-  assert ntc.main(["export", str(copy), "--output", str(folder / "model.ntcm")]) == 0
-  shutil.rmtree(copy)
-  return folder
+# Tests of what reads a codec's own sections, weights and tables; the others take the smaller one.
+of_both_families = pytest.mark.parametrize("family", ["factorized", "mshyper"], indirect=True)
+
+
+@pytest.fixture
+def family(request):
+  return getattr(request, "param", "factorized")
+
+
+@pytest.fixture
+def run(made, family):
+  return made(family).run
+
+
+@pytest.fixture
+def codec(made, family):
+  return made(family).codec
+
+
+@pytest.fixture
+def photo(made, family):
+  return made(family).photo
+
+
+@pytest.fixture
+def models(made, family):
+  return made(family).models
 
 
 def _pixels(path):
@@ -85,16 +137,18 @@ def _files(folder):
 # There and back
 
 
-def test_a_picture_there_and_back_by_a_run(command, photo, trained_run, tmp_path, codec):
+@of_both_families
+def test_a_picture_there_and_back_by_a_run(command, photo, run, tmp_path, codec):
   file, back = tmp_path / "photo.ntc", tmp_path / "back.png"
-  assert command("compress", photo / "photo.png", file, "--workdir", trained_run.path) == 0
+  assert command("compress", photo / "photo.png", file, "--workdir", run.path) == 0
   assert file.read_bytes() == (photo / "photo.ntc").read_bytes()
   size = file.stat().st_size
   assert f"{size} bytes, {8 * size / 40 / 56:.3f} bpp" in command.out and " dB" in command.out
-  assert command("decompress", f"--workdir={trained_run.path}", file, back) == 0
+  assert command("decompress", f"--workdir={run.path}", file, back) == 0
   np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
 
 
+@of_both_families
 def test_many_pictures_of_all_kinds_by_an_exported_model(
   command, models, odd_pictures, tmp_path, codec, monkeypatch
 ):
@@ -122,6 +176,7 @@ def test_many_pictures_of_all_kinds_by_an_exported_model(
 
 
 @pytest.mark.slow
+@of_both_families
 def test_the_exported_model_decodes_in_a_fresh_process(photo, models, tmp_path):
   back = tmp_path / "back.png"
   subprocess.run(
@@ -139,20 +194,21 @@ def test_other_formats_keep_every_pixel(command, photo, models, tmp_path, suffix
   np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
 
 
+@of_both_families
 def test_an_older_checkpoint_that_wrote_a_file_is_found_and_named(
-  command, photo, trained_run, tmp_path
+  command, family, photo, run, tmp_path
 ):
-  run = ["--workdir", trained_run.path]
+  workdir = ["--workdir", run.path]
   file, back = tmp_path / "old.ntc", tmp_path / "old.png"
-  assert command("compress", photo / "photo.png", file, *run, "--step=2") == 0
+  assert command("compress", photo / "photo.png", file, *workdir, "--step=2") == 0
   assert file.read_bytes() != (photo / "photo.ntc").read_bytes()
   # Together with one of the newest checkpoint: every model is loaded once.
-  assert command("decompress", file, photo / "photo.ntc", "--output_dir", tmp_path, *run) == 0
+  assert command("decompress", file, photo / "photo.ntc", "--output_dir", tmp_path, *workdir) == 0
   assert "was written by step 2" in command.err
-  old = eval_lib.load_codec(trained_run, build, "2")[0]
+  old = eval_lib.load_codec(run, _build(family), "2")[0]
   np.testing.assert_array_equal(_pixels(back), old.decompress(file.read_bytes()))
   np.testing.assert_array_equal(_pixels(tmp_path / "photo.png"), _pixels(photo / "decoded.png"))
-  said = command.fails(1, "decompress", file, tmp_path / "x.png", *run, "--step", "6")
+  said = command.fails(1, "decompress", file, tmp_path / "x.png", *workdir, "--step", "6")
   assert old.fingerprint.hex() in said and "step 6 is" in said
   assert not (tmp_path / "x.png").exists()
 
@@ -160,29 +216,31 @@ def test_an_older_checkpoint_that_wrote_a_file_is_found_and_named(
 # Exports
 
 
+@of_both_families
 def test_export_has_a_name_of_its_own_and_does_not_write_twice(
-  command, trained_run, tmp_path, monkeypatch
+  command, family, run, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(configs, "MODELS_DIR", tmp_path / "models")
-  assert command("export", trained_run.path, "--step", "best") == 0
+  assert command("export", run.path, "--step", "best") == 0
   (path,) = (tmp_path / "models").iterdir()
   model = artefacts.read(path).model
-  unit = trained_run.read_work_unit()
-  assert path.name == f"factorized-{unit.runname}-{model['fingerprint']}.ntcm"
+  unit = run.read_work_unit()
+  assert path.name == f"{family}-{unit.runname}-{model['fingerprint']}.ntcm"
   assert model["training"]["xid"] == "1" and model["training"]["wid"] == unit.wid
   before = path.stat().st_mtime_ns
-  assert command("export", trained_run.path, "--step", "best") == 0
+  assert command("export", run.path, "--step", "best") == 0
   assert "the same" in command.out and path.stat().st_mtime_ns == before
   path.write_bytes(b"something else")
-  assert "--force" in command.fails(2, "export", trained_run.path, "--step", "best")
+  assert "--force" in command.fails(2, "export", run.path, "--step", "best")
   assert path.read_bytes() == b"something else"
 
 
+@of_both_families
 def test_an_exported_decoder_decodes_and_says_that_it_cannot_compress(
-  command, photo, trained_run, tmp_path, models
+  command, photo, run, tmp_path, models
 ):
   model, back = tmp_path / "decoder.ntcm", tmp_path / "back.png"
-  assert command("export", trained_run.path, "--decoder_only", "--output", model) == 0
+  assert command("export", run.path, "--decoder_only", "--output", model) == 0
   assert model.stat().st_size < (models / "model.ntcm").stat().st_size
   assert command("decompress", photo / "photo.ntc", back, "--model", model) == 0
   np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
@@ -219,20 +277,32 @@ def _with(photo, tmp_path, **changes):
   return path
 
 
-def test_another_models_file_is_refused(command, photo, models, trained_run, tmp_path):
+def test_another_models_file_is_refused(command, photo, models, run, tmp_path):
   file = _with(photo, tmp_path, fingerprint=b"\1" * 6)
-  for model in (["--workdir", trained_run.path], ["--model", models / "model.ntcm"]):
+  for model in (["--workdir", run.path], ["--model", models / "model.ntcm"]):
     said = command.fails(1, "decompress", file, tmp_path / "x.png", *model)
     assert "010101010101" in said and "Name the run" in said
   assert _files(tmp_path) == ["changed.ntc"]
 
 
-def test_another_familys_file_is_refused(command, photo, models, trained_run, tmp_path):
+def test_another_familys_file_is_refused(command, photo, models, run, tmp_path):
   file = _with(photo, tmp_path, family="../os")
-  for model in (["--workdir", trained_run.path], ["--model", models / "model.ntcm"]):
+  for model in (["--workdir", run.path], ["--model", models / "model.ntcm"]):
     said = command.fails(1, "decompress", file, tmp_path / "x.png", *model)
     assert "by the family '../os'" in said and "'factorized'" in said
   assert "../os model" in command.fails(1, "decompress", file, tmp_path / "x.png")
+
+
+@of_both_families
+def test_the_other_familys_model_is_refused_for_a_file(command, made, family, photo, tmp_path):
+  other = {"factorized": "mshyper", "mshyper": "factorized"}[family]
+  for model in (
+    ["--workdir", made(other).run.path],
+    ["--model", made(other).models / "model.ntcm"],
+  ):
+    said = command.fails(1, "decompress", photo / "photo.ntc", tmp_path / "x.png", *model)
+    assert f"by the family {family!r}" in said and repr(other) in said
+  assert _files(tmp_path) == []
 
 
 def test_a_model_of_a_family_that_is_not_here_is_refused(command, photo, tmp_path):
@@ -302,7 +372,7 @@ def test_a_file_that_does_not_decode_is_not_left_behind(
 
 
 def test_a_full_disk_leaves_nothing_and_what_was_there(
-  command, photo, models, trained_run, tmp_path, monkeypatch
+  command, photo, models, run, tmp_path, monkeypatch
 ):
   def fsync(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -313,7 +383,7 @@ def test_a_full_disk_leaves_nothing_and_what_was_there(
   for argv in (
     ["compress", photo / "photo.png", file, *model],
     ["decompress", photo / "photo.ntc", tmp_path / "x.png", *model],
-    ["export", trained_run.path, "--output", tmp_path / "x.ntcm"],
+    ["export", run.path, "--output", tmp_path / "x.ntcm"],
   ):
     assert "No space left" in command.fails(1, *argv)
     assert _files(tmp_path) == []
@@ -339,7 +409,7 @@ def test_existing_files_stay_without_force(command, photo, models, tmp_path):
   assert target.read_bytes() == (photo / "photo.ntc").read_bytes()
 
 
-def test_pipes_devices_and_links_are_not_replaced(command, photo, models, trained_run, tmp_path):
+def test_pipes_devices_and_links_are_not_replaced(command, photo, models, run, tmp_path):
   pipe, link = tmp_path / "pipe.png", tmp_path / "link.png"
   os.mkfifo(pipe)
   link.symlink_to("nowhere.png")
@@ -351,7 +421,7 @@ def test_pipes_devices_and_links_are_not_replaced(command, photo, models, traine
 
 
 def test_wrong_command_lines_exit_2_and_write_nothing(
-  command, photo, models, trained_run, tmp_path, monkeypatch
+  command, photo, models, run, tmp_path, monkeypatch
 ):
   def never():
     raise AssertionError("TensorFlow was started for a wrong command line")
@@ -360,11 +430,11 @@ def test_wrong_command_lines_exit_2_and_write_nothing(
   image, file, out = photo / "photo.png", photo / "photo.ntc", tmp_path / "out.ntc"
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "photo.jpg").write_bytes(image.read_bytes())
-  model, run = ["--model", models / "model.ntcm"], ["--workdir", trained_run.path]
+  model, workdir = ["--model", models / "model.ntcm"], ["--workdir", run.path]
   for said, *argv in [
     ("Unknown command 'pack'", "pack", image),
     ("Which model?", "compress", image, out),
-    ("give one of them", "compress", image, out, *model, *run),
+    ("give one of them", "compress", image, out, *model, *workdir),
     ("goes with --workdir", "compress", image, out, *model, "--step", "2"),
     ("No model file", "compress", image, out, "--model", "nothing.ntcm"),
     ("No run directory", "compress", image, out, "--workdir", "nothing"),
@@ -376,12 +446,16 @@ def test_wrong_command_lines_exit_2_and_write_nothing(
     ("is a folder: name its files", "compress", tmp_path, out, *model),
     ("write --output_dir", "compress", image, tmp_path, *model),
     ("is no folder", "compress", image, "--output_dir", image, *model),
+    ("no folder does not exist. Make it", "compress", image, tmp_path / "no folder/x.ntc", *model),
     ("rename one", "compress", image, tmp_path / "other/photo.jpg", "--output_dir", "o", *model),
-    ("input and output at once", "decompress", file, file, "--force", *run),
-    ("keep every pixel", "decompress", file, tmp_path / "x.jpg", *run),
+    ("input and output at once", "decompress", file, file, "--force", *workdir),
+    ("gone/deep does not exist. Make it", "decompress", file, tmp_path / "gone/deep/x.png", *model),
+    ("photo.jpg is no folder", "decompress", file, tmp_path / "other/photo.jpg/x.png", *model),
+    ("keep every pixel", "decompress", file, tmp_path / "x.jpg", *workdir),
     ("--bogus", "compress", image, out, "--bogus"),
     ("required: RUN", "export"),
-    ("end in .ntcm", "export", trained_run.path, "--output", tmp_path / "x.zip"),
+    ("end in .ntcm", "export", run.path, "--output", tmp_path / "x.zip"),
+    ("does not exist. Make it", "export", run.path, "--output", tmp_path / "gone/x.ntcm"),
     ("No run directory", "export", "nothing"),
     ("required: FILE", "info"),
   ]:
@@ -389,39 +463,44 @@ def test_wrong_command_lines_exit_2_and_write_nothing(
   assert _files(tmp_path) == ["other"]
 
 
-def test_a_step_that_is_not_there_names_those_that_are(command, trained_run, tmp_path):
-  said = command.fails(1, "export", trained_run.path, "--step", "5")
+def test_a_step_that_is_not_there_names_those_that_are(command, run, tmp_path):
+  said = command.fails(1, "export", run.path, "--step", "5")
   assert "no checkpoint of step 5" in said and "[2, 3, 4, 6]" in said
 
 
 # Information
 
 
-def test_info_of_a_file(command, photo, models, codec, monkeypatch):
+@of_both_families
+def test_info_of_a_file(command, family, photo, models, codec, monkeypatch):
   file = photo / "photo.ntc"
   assert command("info", file) == 0
   size, stream = file.stat().st_size, bitstream.read(file.read_bytes())
-  section = len(stream.sections[0])
+  sections = [len(section) for section in stream.sections]
+  assert len(sections) == {"factorized": 1, "mshyper": 2}[family]
   said = command.out
-  for part in ("factorized", codec.fingerprint.hex(), "56x40 pixels", f"{section} bytes",
-               f"{size - section} bytes", f"{8 * size / 40 / 56:.4f}", "not in"):  # fmt: skip
+  for part in (family, codec.fingerprint.hex(), "56x40 pixels",
+               ", ".join(f"{section} bytes" for section in sections),
+               f"{size - sum(sections)} bytes", f"{8 * size / 40 / 56:.4f}", "not in"):  # fmt: skip
     assert part in said
   monkeypatch.setattr(configs, "MODELS_DIR", models)
   assert command("info", file, models / "model.ntcm") == 0
   assert str(models / "model.ntcm") in command.out
 
 
-def test_info_of_a_model(command, models, codec, trained_run):
+@of_both_families
+def test_info_of_a_model(command, family, models, codec, run):
   path = models / "model.ntcm"
   assert command("info", path) == 0
   facts = dict(line.split(None, 1) for line in command.out.splitlines()[1:] if "config" not in line)
-  unit = trained_run.read_work_unit()
-  assert facts["family"] == "factorized" and facts["fingerprint"] == codec.fingerprint.hex()
+  unit = run.read_work_unit()
+  assert facts["family"] == family and facts["fingerprint"] == codec.fingerprint.hex()
   assert facts["step"] == "6" and facts["xid"] == "1" and facts["wid"] == str(unit.wid)
   assert facts["runname"] == unit.runname and facts["bytes"] == str(path.stat().st_size)
   numbers = sum(int(np.prod(v.shape)) for v in codec.variables)
   assert f"{numbers} numbers, {4 * numbers} bytes" in facts["weights"]
-  assert "config       analysis.num_filters=6" in command.out
+  width = {"factorized": "num_filters", "mshyper": "channels_base"}[family]
+  assert f"config       analysis.{width}=6" in command.out
 
 
 def _runs_within(seconds, argv):
