@@ -84,7 +84,7 @@ def _layers(transform: Layer) -> list[Any]:
 
 def _shape_of(transform: Layer, convolution: type) -> list[tuple[int, int]]:
   layers = _layers(transform)
-  if not all(isinstance(c, convolution) and c.use_bias for c in layers):
+  if not all(isinstance(c, convolution) and getattr(c, "use_bias", False) for c in layers):
     return []
   relu = [getattr(c, "activation", None) is tf.nn.relu for c in layers]
   return [(c.kernel_size, c.stride) for c in layers] if relu == [True, True, False] else []

@@ -237,8 +237,16 @@ class _TwoLatents(TrainableCodec):
   def synthesize(self, decode):
     return tf.repeat(tf.repeat(decode["y"] * 8, 4, axis=1), 4, axis=2)
 
-  def prepare(self):
+  decoder_variables = ()
+
+  def derive_coding(self):
+    return {}
+
+  def use_coding(self, derived):
     pass
+
+  def rounded(self, latents):
+    return self.code(latents, quantizers.make_quantizer("round")()).decode
 
   def pack(self, latents, size):
     coded = self.code(latents, quantizers.make_quantizer("round")())
