@@ -57,7 +57,7 @@ def initialise(analysis: Layer, synthesis: Layer, y: np.ndarray, noise: float = 
   _set(down[1], smooth / 4, np.concatenate([one, one], 0), np.zeros(groups), noise, random)
   _set(down[2], smooth / 4, one, np.zeros(groups), 0.0, random)
   z = analysis(tf.constant(y)).numpy()[..., :groups]
-  gain = _SPREAD / np.maximum(z.std(axis=(0, 1, 2)), 1e-3)
+  gain = _SPREAD / np.maximum(z.std(axis=(0, 1, 2)), 0.05)
   _set(down[2], smooth / 4, np.diag(gain), -gain * z.mean(axis=(0, 1, 2)), noise, random)
   # Back to the latents' grid, signed values as pairs, and from there to log scales.
   _set(up[0], smooth, pair, np.zeros(2 * groups), noise, random)
@@ -69,7 +69,8 @@ def initialise(analysis: Layer, synthesis: Layer, y: np.ndarray, noise: float = 
   target = np.log(np.maximum(np.abs(deviation), 0.1 * spread)) - _MEAN_LOG_MAGNITUDE
   centred = features - features.mean(axis=0)
   gram = centred.T @ centred
-  gram += _RIDGE * np.trace(gram) / groups * np.eye(groups)
+  # The last term alone where no feature varies (one flat picture).
+  gram += (_RIDGE * np.trace(gram) / groups + 1e-3 * len(centred)) * np.eye(groups)
   slope = np.linalg.solve(gram, centred.T @ (target - target.mean(axis=0)))
   predicted = features @ slope
   # The scales' level by likelihood: the mean square of what is left is 1.

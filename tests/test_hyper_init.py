@@ -87,3 +87,10 @@ def test_photographs_cost_fewer_bits_than_with_constant_scales():
     )
     bits[name] = sum(float(b[0]) for b in coded.bits.values())
   assert bits["HyperSynthesis"] < 0.97 * bits["JPEGLikeHyperSynthesis"], bits
+
+
+def test_latents_without_any_contrast_give_finite_weights():
+  analysis = make_transform("HyperAnalysis", in_channels=12, bottleneck_size=10)
+  synthesis = make_transform("HyperSynthesis", in_channels=10, bottleneck_size=12)
+  hyper_init.initialise(analysis, synthesis, np.zeros([1, 4, 4, 12], np.float32))
+  assert all(np.all(np.isfinite(v)) for v in (*analysis.variables, *synthesis.variables))
