@@ -463,6 +463,7 @@ def _make_slowly(folder, log):
   assert (pathlib.Path(folder) / "a").read_text() == "whole"
 
 
+@pytest.mark.slow
 def test_processes_at_once_make_it_once(tmp_path):
   context = multiprocessing.get_context("spawn")
   arguments = (str(tmp_path / "made"), str(tmp_path / "log"))
@@ -769,6 +770,7 @@ def test_errors_in_the_pipeline_keep_their_message(tmp_path):
     arrays(dataset)
 
 
+@pytest.mark.slow
 def test_interpreter_ends_while_the_pipeline_works_ahead(tmp_path):
   constant_pictures(tmp_path, 3, side=300)
   code = (

@@ -126,12 +126,14 @@ def test_a_photograph_comes_back_as_from_a_truncated_dct(analysis, synthesis):
   assert _psnr(x_hat) > max(40, _psnr(_truncated()) - 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("analysis,synthesis", EXACT_PAIRS, ids=map(" - ".join, EXACT_PAIRS))
 def test_without_noise_and_normalisation_it_is_the_truncated_dct(analysis, synthesis):
   _, x_hat = _walk(analysis, synthesis, noise=0.0)
   np.testing.assert_allclose(x_hat, _truncated(), atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("analysis", ["mbt, gamma 0", "cnn, all", "cnn, relu", "elic"])
 def test_latents_are_the_block_dcts_coefficients_in_steps(analysis):
   y, _ = _walk(analysis, "jpeg 16", noise=0.0)

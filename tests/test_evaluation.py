@@ -86,6 +86,7 @@ def test_existing_results_are_skipped_unless_asked_or_of_other_pictures(
   assert path.stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_another_runs_results_are_never_taken_for_ones_own(
   evaluated, trained_run, odd_pictures, pictures, tmp_path, capsys
 ):
@@ -101,6 +102,7 @@ def test_another_runs_results_are_never_taken_for_ones_own(
   assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_trained_anew_in_the_same_place_is_evaluated_anew(pictures, tmp_path):
   import shutil
 
@@ -216,6 +218,7 @@ def test_profile_of_a_run_alone_is_printed_only(trained_run, capsys, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_profile_joins_the_results_and_stays_there(trained_run, odd_pictures, tmp_path):
   argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
   argv += ["--results_dir", str(tmp_path)]
@@ -241,6 +244,7 @@ def test_profile_joins_the_results_and_stays_there(trained_run, odd_pictures, tm
   assert last.profile["size"] == [24, 48] and last.records == again.records
 
 
+@pytest.mark.slow
 def test_profile_of_another_model_is_not_kept(pictures, tmp_path):
   import shutil
 

@@ -116,6 +116,7 @@ def test_a_smaller_last_batch_needs_no_trace_of_its_own_and_the_encoder_runs_onc
   assert inferred == [2, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(quantizers.FOR_ITERATIVE_INFERENCE))
 def test_every_method_ends_in_files_that_decode(
   method, trained_run, one_shape, tmp_path, monkeypatch

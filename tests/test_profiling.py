@@ -169,6 +169,7 @@ def _profiled_by_tensorflow(transform, height, width):
   return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name,arguments,scale",
   [

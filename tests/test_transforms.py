@@ -194,7 +194,7 @@ def test_cnn_equals_keras_layers(activation):
 def test_hyper_transforms_equal_keras_layers():
   _assert_equals_keras(make_transform("HyperAnalysis", bottleneck_size=6), (8, 12, 6), tf.nn.relu)
   synthesis = make_transform("HyperSynthesis", bottleneck_size=6, in_channels=4)
-  assert [layer.out_channels for layer in synthesis.layers] == [6, 9, 12]
+  assert [layer.out_channels for layer in synthesis.layers] == [4, 6, 12]
   _assert_equals_keras(synthesis, (2, 3, 4), tf.nn.relu)
 
 

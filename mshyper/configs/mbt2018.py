@@ -6,7 +6,7 @@
 Costs 2 million steps of 8 crops of 256x256: days on a GPU.
 
 `mbt2018.py:tiny` trains four rates in a few minutes each on two CPU cores, on generated pictures.
-`mbt2018.py:small` takes about half an hour on two cores and real photographs (`cid22-train`);
+`mbt2018.py:small` takes about ten minutes on two cores and real photographs (`cid22-train`);
 docs/results.md has its figures. Both start from a DCT instead of noise (`init="dct"`).
 
 The other configs of this folder are this one with other transforms.
@@ -134,7 +134,7 @@ SMALL: dict[str, Any] = {
   "train_data_config.dataset": "cid22-train",
   "train_data_config.val_split": None,
   "val_data_config.dataset": "cid22-valid",
-  "train_eval_config.num_steps": 10_000,
+  "train_eval_config.num_steps": 3_500,
   "train_eval_config.checkpoint_every_steps": 1_000,
   "train_eval_config.eval_every_steps": 2_000,
 }
@@ -155,7 +155,7 @@ _VARIANTS = {
   "small": {
     **SMALL,
     **_GDN,
-    "train_eval_config.num_steps": 8_000,  # As long as the 10,000 of the shallow decoders.
+    "train_eval_config.num_steps": 2_500,  # About as long as the 3,500 of the shallow decoders.
     "model_config.analysis.channels_base": 96,
     "model_config.synthesis.channels_base": 96,
   },
