@@ -3,9 +3,16 @@
 import importlib
 import pathlib
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# A machine that is busy, or collects garbage, draws slowly: no defect of a test.
+hypothesis.settings.register_profile(
+  "project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("project")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -108,6 +108,7 @@ def _load(exported, data, **arguments):
 # What an export holds
 
 
+@pytest.mark.slow
 def test_the_loaded_codec_writes_and_decodes_the_same_files(exported):
   loaded = _load(exported, exported.data)
   assert loaded is not exported.codec
@@ -398,6 +399,7 @@ def test_models_are_found_by_fingerprint_and_unreadable_ones_are_named(exported,
   assert artefacts.find(tmp_path / "nowhere", bytes(6)) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_glance_at_damaged_files_has_one_kind_of_error(exported, tmp_path):
   data, path = exported.data, tmp_path / "model.ntcm"
   random = np.random.default_rng(0)

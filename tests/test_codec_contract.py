@@ -77,6 +77,7 @@ def test_real_bits_are_the_estimate_plus_the_header(codec):
   assert real < 1.005 * estimate + 8 * 60
 
 
+@pytest.mark.slow
 def test_photographs_cost_at_most_one_percent_more_than_the_estimate(codec):
   """They may cost less: the prior is hardly trained here, and the tables' escape symbol codes what
   it finds nearly impossible in fewer bits than its likelihood."""

@@ -120,6 +120,7 @@ def test_the_truncated_dct_is_a_good_picture():
   assert _psnr(_truncated()) > 42
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("analysis,synthesis", PAIRS, ids=map(" - ".join, PAIRS))
 def test_a_photograph_comes_back_as_from_a_truncated_dct(analysis, synthesis):
   _, x_hat = _walk(analysis, synthesis)

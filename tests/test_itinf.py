@@ -286,6 +286,7 @@ def test_two_latents_are_optimised_through_a_mean_that_depends_on_one(
       assert np.abs(found[latent] - start[latent].loc).max() > 0.05, (i, latent)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_a_batch_ends_as_if_it_had_not_been(
   optimised, trained_run, odd_pictures, tmp_path, monkeypatch
 ):

@@ -209,6 +209,7 @@ def test_without_a_dct_nothing_is_calibrated():
 # --- Coding ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS[1:])
 def test_other_transforms_round_trip_too(name):
   """The contract test has mbt2018; sizes, flat and noisy pictures of the others."""
@@ -826,6 +827,7 @@ def test_evaluation_writes_real_bytes(evaluated, trained_hyperprior_run, odd_pic
     np.testing.assert_array_equal(codec.decompress(file.read_bytes()), decoded)
 
 
+@pytest.mark.slow
 def test_iterative_inference_lowers_the_loss_and_ends_in_files_of_the_same_decoder(
   evaluated, trained_hyperprior_run, odd_pictures, tmp_path, monkeypatch
 ):

@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_that_its_users_expect(unbroken):
   assert checkpoints.Checkpoints(unbroken.checkpoints_dir).best()["step"] in (3, 6)
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_another_seed_others(unbroken, pictures, tmp_path):
   assert train(tiny_arguments(pictures, tmp_path / "a")) == 0
   _assert_same_weights(_weights(unbroken), _weights(_only_run(tmp_path / "a")))

@@ -160,6 +160,7 @@ def _plain_mbt2018(channels_base, output_channels):
   return analysis, synthesis
 
 
+@pytest.mark.slow
 def test_mbt2018_equals_that_of_tensorflow_compression():
   rng = np.random.default_rng(0)
   analysis = make_transform("MBT2018Analysis", channels_base=6, output_channels=5)
