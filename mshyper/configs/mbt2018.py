@@ -5,7 +5,7 @@
 
 Costs 2 million steps of 8 crops of 256x256: days on a GPU.
 
-`mbt2018.py:tiny` trains four rates in a few minutes each on two CPU cores, on generated pictures.
+`mbt2018.py:tiny` trains four rates, 1,000 steps each, sized for two cores, on generated pictures.
 `mbt2018.py:small` takes about ten minutes on two cores and real photographs (`cid22-train`);
 docs/results.md has its figures. Both start from a DCT instead of noise (`init="dct"`).
 

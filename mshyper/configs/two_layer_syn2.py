@@ -5,7 +5,7 @@
 Costs 1.8 million steps of 8 crops of 256x256 a setting: days on a GPU; the sweep has 14 of them.
 Its authors found it to improve on two_layer_syn.py in additional experiments (the repository of
 arXiv 2304.06244).
-`two_layer_syn2.py:tiny` trains four rates in a few minutes each on two CPU cores, on generated
+`two_layer_syn2.py:tiny` trains four rates, 1,000 steps each, sized for two cores, on generated
 pictures; `two_layer_syn2.py:small` takes about ten minutes on two cores and real photographs
 (`cid22-train`), docs/results.md has its figures.
 """
