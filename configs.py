@@ -19,6 +19,12 @@ def _path(variable: str, default: pathlib.Path) -> pathlib.Path:
 TRAIN_DIR = _path("NTC_TRAIN_DIR", PROJECT_DIR / "train_xms")
 ITINF_DIR = _path("NTC_ITINF_DIR", PROJECT_DIR / "itinf_xms")
 
+# Evaluations that ./launch_eval.py submits to Slurm: SLURM_DIR/<xid>/
+SLURM_DIR = _path("NTC_SLURM_DIR", PROJECT_DIR / "slurm_jobs")
+
+# Where sweeps run: "slurm", "local" (this machine), or empty for Slurm where there is `sbatch`.
+EXECUTOR = os.environ.get("NTC_EXECUTOR", "")
+
 # Results: RESULTS_DIR/<dataset>/<mode>/<family>-<runname>-step=<n>-xid=<xid>-wid=<wid>.json
 RESULTS_DIR = _path("NTC_RESULTS_DIR", PROJECT_DIR / "json_results")
 PUBLISHED_DIR = PROJECT_DIR / "json_results" / "published"

@@ -3,17 +3,21 @@
 
 usage:
   ./launch.py --main factorized.train --config factorized/configs/bls2017.py[:tiny]
-              [--config.a.b=value ...] [--jobs N] [--args '...'] [--dry_run]
-  ./launch.py status XID
-  ./launch.py rerun XID [--states FAILED,LOST] [--wids 3,7-9]
+              [--config.a.b=value ...] [--args '...'] [--sargs '--partition=gpu --time=24:00:00']
+              [--executor slurm|local] [--jobs N] [--then_eval kodak] [--dry_run | --test_only]
+  ./launch.py status XID [--watch]
+  ./launch.py rerun XID [--states FAILED,TIMEOUT,LOST] [--wids 3,7-9]
   ./launch.py cancel XID
 
 The experiment goes to <experiments_dir>/<xid>/: its record, a snapshot of the source (jobs and
 reruns run that, whatever is edited meanwhile), and a folder a run with its config, state and log.
-Ctrl-C asks the running jobs to save their state and stop; `rerun XID` goes on from there.
+On Slurm (where there is `sbatch`) it is submitted as a job array from slurm_template.py, and xid is
+the array's id: docs/cluster.md. On this machine the launcher runs it; Ctrl-C asks the running jobs
+to save their state and stop; `rerun XID` goes on from there.
 XID may also be the experiment's path. A single run needs no launcher: python -m <family>.train
 """
 
+import os
 import shlex
 import socket
 import sys
@@ -26,11 +30,14 @@ if __name__ == "__main__":
   venv.use_project_venv(__file__)
 
 import pathlib
+import shutil
+import time
 
 from absl import flags as absl_flags
 
 import configs
-from common import datasets, flags, hyper, launchers, runs
+import slurm_template
+from common import datasets, flags, hyper, launchers, runs, slurm
 
 # The launcher decides these for each task.
 _RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config")
@@ -42,7 +49,8 @@ _FOLDER_ARGS = ("experiments_dir", "results_dir", "save_dir")
 def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -> int:
   """The command line without the program's name; returns the exit code.
 
-  0: all is well (after a launch: every job is DONE). 1: some job is not. 2: the command is wrong.
+  0: all is well (after a launch here: every job is DONE; on Slurm: every job is submitted).
+  1: some job is not. 2: the command is wrong.
   75: stopped, and `rerun` goes on. 130: interrupted before any job was started.
   """
   commands = {"status": _status, "rerun": _rerun, "cancel": _cancel}
@@ -69,8 +77,16 @@ def _define_launch(values: absl_flags.FlagValues) -> None:
                            flag_values=values)  # fmt: skip
   absl_flags.DEFINE_bool("dry_run", False, "Print the settings; write and start nothing.",
                          flag_values=values)  # fmt: skip
-  absl_flags.DEFINE_string("xid", None, "The experiment's id; without it the time as digits.",
-                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_bool("test_only", False,
+                         "Ask Slurm whether it would take the batch script; submit nothing.",
+                         flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_bool(
+    "deep_check", None,
+    "Let the task's own code check every setting before the launch, which starts TensorFlow; else "
+    "each job checks its own. (default: true on this machine, false on Slurm)", flag_values=values,
+  )  # fmt: skip
+  absl_flags.DEFINE_string("xid", None, "The experiment's id; without it the job array's id, or "
+                           "the time as digits.", flag_values=values)  # fmt: skip
   absl_flags.DEFINE_string("then_eval", None, "Evaluate each run on this data set once trained.",
                            flag_values=values)  # fmt: skip
   define_experiments_dir(values)
@@ -88,12 +104,18 @@ def define_experiments_dir(values: absl_flags.FlagValues) -> None:
 
 def define_executor(values: absl_flags.FlagValues) -> None:
   """The flags that say where and how jobs run."""
-  absl_flags.DEFINE_string("executor", "local", "Where jobs run: local (this machine).",
+  absl_flags.DEFINE_string("executor", None, "Where jobs run: slurm, or local (this machine). "
+                           "(default: slurm where there is sbatch)",
                            flag_values=values)  # fmt: skip
-  absl_flags.DEFINE_integer("jobs", None, "How many jobs run at once. (default: 1)",
-                            flag_values=values)  # fmt: skip
-  absl_flags.DEFINE_string("gpus", None, "GPUs for the jobs in turn, one a job: 0,1",
+  absl_flags.DEFINE_integer("jobs", None, "How many jobs run at once. (default: 1 on this machine; "
+                            "on Slurm as many as it likes)", flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("gpus", None, "This machine's GPUs for the jobs in turn, one a job: 0,1",
                            flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("sargs", None, "Further arguments for sbatch, as one quoted text: "
+                           "'--partition=gpu --time=24:00:00'", flag_values=values)  # fmt: skip
+
+
+EXECUTORS = ("slurm", "local")
 
 
 def executor_from(
@@ -101,9 +123,34 @@ def executor_from(
 ) -> launchers.Executor:
   """The executor that the flags, and where they are silent the experiment's record, ask for."""
   recorded = recorded or {}
-  jobs = values.jobs if values.jobs is not None else recorded.get("jobs", 1)
+  name = values.executor or recorded.get("name") or configs.EXECUTOR
+  chosen_here = not name
+  if chosen_here:
+    name = "slurm" if shutil.which("sbatch") else "local"
+  if name not in EXECUTORS:
+    raise flags.UsageError(f"Unknown executor {name!r}. Known: {', '.join(EXECUTORS)}.")
+  sargs = values.sargs
+  if recorded.get("name") != name:
+    recorded = {}
+  jobs = values.jobs if values.jobs is not None else recorded.get("jobs")
+  if name == "slurm":
+    if values.gpus is not None:
+      raise flags.UsageError("--gpus is for --executor=local; on Slurm: --sargs='--gres=gpu:1'.")
+    given = recorded.get("sargs", []) if sargs is None else _split("--sargs", sargs)
+    return slurm.SlurmExecutor(slurm_template.TEMPLATE, given, jobs, slurm_template.MAX_REQUEUES)
+  if chosen_here:
+    print("There is no sbatch here: this machine runs the jobs (--executor=local).", flush=True)
+  elif sargs is not None:
+    raise flags.UsageError("--sargs is for --executor=slurm.")
   gpus = recorded.get("gpus", []) if values.gpus is None else _listed(values.gpus)
-  return launchers.make_executor(values.executor, jobs, gpus)
+  return launchers.LocalExecutor(1 if jobs is None else jobs, gpus)
+
+
+def _split(flag: str, text: str) -> list[str]:
+  try:
+    return shlex.split(text)
+  except ValueError as e:
+    raise flags.UsageError(f"{flag} {text!r}: {e}.") from e
 
 
 def _listed(text: str) -> list[str]:
@@ -116,10 +163,7 @@ def split_args(text: str, reserved: Sequence[str]) -> list[str]:
   Raises:
     flags.UsageError: Quotes do not match, or a flag is one that the launcher sets itself.
   """
-  try:
-    args = shlex.split(text)
-  except ValueError as e:
-    raise flags.UsageError(f"--args {text!r}: {e}.") from e
+  args = _split("--args", text)
   for arg in args:
     name = arg.lstrip("-").split("=", 1)[0].split(".", 1)[0]
     if arg.startswith("-") and name in reserved:
@@ -178,45 +222,89 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
   if values.xid is not None:
     runs.RunDir.of(experiments_dir, values.xid, units[0])
     launchers.Experiment.check_free(experiments_dir / values.xid)
-  print(_settings_table(units, overrides))
+  _print(_settings_table(units, overrides))
   where = experiments_dir / (values.xid or "<xid>")
   print(f"\n{len(units)} settings of {config_file.source} for {values.main}, to {where}")
   if values.dry_run:
+    if values.executor != "local":
+      _print("\n" + _preview(executor, len(units), experiments_dir, values))
     print("Dry run: nothing was written; values are checked at launch.")
     return 0
-  print("Checking the settings and their data ...", flush=True)
+  if values.test_only:
+    if not isinstance(executor, slurm.SlurmExecutor):
+      raise flags.UsageError("--test_only asks Slurm: it goes with --executor=slurm.")
+    print(executor.test_only(len(units), experiments_dir, values.main))
+    return 0
+  executor.check()
   then_eval = datasets.absolute(values.then_eval) if values.then_eval else None
-  if then_eval is not None:
-    launchers.check_dataset(then_eval, project_dir)
-  said = launchers.check_units(units, project_dir)
-  if said:
-    print(said)
-  experiment = launchers.Experiment.create(
-    experiments_dir,
-    units,
-    project_dir,
-    args=args,
-    xid=values.xid,
-    then_eval=then_eval,
-    facts={
-      "command": shlex.join([sys.argv[0], *argv]),
-      "argv": argv,
-      "cwd": str(pathlib.Path.cwd()),
-      "executor": {"name": executor.name, **executor.options()},
-    },
-  )
+  if values.deep_check or (values.deep_check is None and not executor.detached):
+    print("Checking the settings and their data ...", flush=True)
+    if then_eval is not None:
+      launchers.check_dataset(then_eval, project_dir)
+    said = launchers.check_units(units, project_dir)
+    if said:
+      print(said)
+  reserved = None
+  try:
+    if values.xid is None:
+      reserved = executor.reserve(experiments_dir, [unit.wid for unit in units], values.main)
+    experiment = launchers.Experiment.create(
+      experiments_dir,
+      units,
+      project_dir,
+      args=args,
+      xid=values.xid or reserved,
+      then_eval=then_eval,
+      facts=launch_facts("launch.py", argv, executor),
+    )
+  except BaseException:
+    executor.give_up()
+    raise
   print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
   with experiment.attended():
     go_on = f"./launch.py rerun {_name(experiment)}"
     return run_jobs(executor, experiment.jobs(), go_on, experiment)
 
 
+def launch_facts(script: str, argv: Sequence[str], executor: launchers.Executor) -> dict[str, Any]:
+  """For an experiment's record: the command, where it was given, and the executor."""
+  return {
+    "command": shlex.join([f"./{script}", *argv]),
+    "argv": list(argv),
+    "cwd": str(pathlib.Path.cwd()),
+    "executor": {"name": executor.name, **executor.options()},
+  }
+
+
+def _preview(
+  executor: launchers.Executor, count: int, where: pathlib.Path, values: absl_flags.FlagValues
+) -> str:
+  if not isinstance(executor, slurm.SlurmExecutor):  # There is no Slurm here, but one was meant.
+    sargs = _split("--sargs", values.sargs or "")
+    executor = slurm.SlurmExecutor(slurm_template.TEMPLATE, sargs, values.jobs)
+  return executor.preview(count, where, values.main, bool(values.then_eval))
+
+
+# A sweep's table shows this many rows; the rest are in the record.
+_MOST_ROWS = 2000
+
+
+def _print(text: str) -> None:
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # `| head` has seen enough; what was asked for is done nevertheless.
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
 def _settings_table(units: Sequence[hyper.WorkUnit], common: dict[str, Any]) -> str:
   keys = list(dict.fromkeys(key for unit in units for key in unit.overrides if key not in common))
   rows = [
-    (unit.wid, *(unit.overrides.get(key, "") for key in keys), unit.runname) for unit in units
+    (unit.wid, *(unit.overrides.get(key, "") for key in keys), unit.runname)
+    for unit in units[:_MOST_ROWS]
   ]
   text = launchers.table(("wid", *keys, "runname"), rows)
+  if len(units) > _MOST_ROWS:
+    text += f"\n... and {len(units) - _MOST_ROWS} more"
   if common:
     text += "\nFor all: " + ", ".join(f"{key}={value!r}" for key, value in common.items())
   return text
@@ -224,7 +312,7 @@ def _settings_table(units: Sequence[hyper.WorkUnit], common: dict[str, Any]) -> 
 
 def _name(experiment: launchers.Experiment) -> str:
   """The experiment's id where that finds it, else its path; as a shell takes it."""
-  if experiment.path.parent in (configs.TRAIN_DIR, configs.ITINF_DIR):
+  if experiment.path.parent in (configs.TRAIN_DIR, configs.ITINF_DIR, configs.SLURM_DIR):
     return experiment.xid
   return shlex.quote(str(experiment.path))
 
@@ -243,9 +331,11 @@ def run_jobs(
     go_on: The command that goes on with what is not DONE.
     experiment: Takes note of the submission.
   """
+  if executor.detached:
+    return _submit(executor, jobs, go_on, experiment)
   options = ", ".join(f"{k}={v}" for k, v in executor.options().items() if v)
   print(f"{len(jobs)} jobs on {socket.gethostname()} ({executor.name}: {options})", flush=True)
-  ids = executor.submit(jobs)
+  ids = executor.submit(jobs, experiment)
   if experiment is not None:
     experiment.note_submission(executor, ids)
   progress = launchers.Progress(jobs, sys.stderr, observe=executor.observe)
@@ -256,6 +346,29 @@ def run_jobs(
     return 0
   print(f"To go on: {go_on}")
   return runs.EXIT_RESUME if stopped else 1
+
+
+def _submit(
+  executor: launchers.Executor,
+  jobs: Sequence[launchers.Job],
+  go_on: str,
+  experiment: Optional[launchers.Experiment],
+) -> int:
+  assert experiment is not None
+  problem = None
+  try:
+    ids = executor.submit(jobs, experiment)
+  except launchers.PartlySubmitted as e:
+    ids, problem = e.ids, e
+  experiment.note_submission(executor, ids)
+  if problem is not None:
+    print(f"Error: {problem}\nTo go on: {go_on}", file=sys.stderr)
+    return 1
+  arrays = list(dict.fromkeys(task.split("_")[0] for task in ids.values()))
+  print(f"Submitted {len(ids)} jobs to Slurm in {len(arrays)} array"
+        f"{'s' * (len(arrays) > 1)}: {', '.join(arrays)}")  # fmt: skip
+  print(f"To follow them: ./launch.py status {_name(experiment)}")
+  return 0
 
 
 def _summary(counts: dict[str, int]) -> str:
@@ -272,14 +385,41 @@ def _parse_with_xid(argv: list[str], define: Any) -> tuple[launchers.Experiment,
   return launchers.find_experiment(xid, values.experiments_dir), values
 
 
+def _define_status(values: absl_flags.FlagValues) -> None:
+  absl_flags.DEFINE_bool("watch", False, "Show it anew now and then, until every job is over.",
+                         flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_float("every", 10.0, "Seconds between two looks with --watch.",
+                          flag_values=values)  # fmt: skip
+  define_experiments_dir(values)
+
+
 def _status(argv: list[str]) -> int:
-  experiment, _ = _parse_with_xid(argv, define_experiments_dir)
+  experiment, values = _parse_with_xid(argv, _define_status)
+  while True:
+    counts = _show_status(experiment)
+    if not values.watch or not {*launchers.OPEN_STATES, "REQUEUED"} & set(counts):
+      return 0
+    time.sleep(max(0.1, values.every))
+    if sys.stdout.isatty():
+      print("\033[2J\033[H", end="")
+
+
+def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
+  executor = _recorded_executor(experiment)
+  notes = executor.follow(experiment)
   record = experiment.record
   dirty = " with changes, see source.patch" if record["dirty"] else ""
-  print(f"{experiment.path}\n{record.get('command', '')}\ncommit {record['commit']}{dirty}\n")
-  text, counts = launchers.states_table(experiment.jobs())
-  print(f"{text}\n{_summary(counts)}")
-  return 0
+  text, counts = launchers.states_table(experiment.jobs(), executor.observe)
+  _print(f"{experiment.path}\n{record.get('command', '')}\ncommit {record['commit']}{dirty}\n")
+  _print("\n".join([text, _summary(counts), *(f"Note: {note}" for note in notes)]))
+  return counts
+
+
+def _recorded_executor(experiment: launchers.Experiment) -> launchers.Executor:
+  """Asks about jobs, and stops them, as the executor that runs them does."""
+  if experiment.record["executor"]["name"] == "slurm":
+    return slurm.SlurmExecutor(slurm_template.TEMPLATE)
+  return launchers.LocalExecutor()
 
 
 def _define_rerun(values: absl_flags.FlagValues) -> None:
@@ -302,15 +442,22 @@ def _rerun(argv: list[str]) -> int:
   if not experiment.source.is_dir():
     raise launchers.LaunchError(f"The source snapshot {experiment.source} is gone: launch anew.")
   executor = executor_from(values, experiment.record.get("executor"))
+  executor.check()
   with experiment.attended():
-    jobs = [job for job in experiment.jobs() if experiment.wid_of(job) in wids]
-    seen = {job.name: launchers.observe(job.folder)["state"] for job in jobs}
-    chosen = _chosen(jobs, seen, states)
+    jobs = [job for job in experiment.jobs() if job.wid in wids]
+    before = _recorded_executor(experiment)
+    for note in before.follow(experiment):
+      raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
+    seen = {job.name: before.observe(job)["state"] for job in jobs}
+    chosen = [job for job in _chosen(jobs, seen, states) if not before.is_queued(job)]
     if not chosen:
-      text, counts = launchers.states_table(jobs)
+      text, counts = launchers.states_table(jobs, before.observe)
       print(f"{text}\nNothing to rerun among {', '.join(states)}: {_summary(counts)}.")
       return 0 if set(counts) <= {"DONE"} else 1
     launchers.prepare(chosen)
+    chosen_executor = {"name": executor.name, **executor.options()}
+    if chosen_executor != experiment.record.get("executor"):
+      experiment.note(executor=chosen_executor)
     return run_jobs(executor, chosen, f"./launch.py rerun {_name(experiment)}", experiment)
 
 
@@ -353,7 +500,8 @@ def parse_wids(text: str, known: Sequence[int]) -> set[int]:
 
 def _cancel(argv: list[str]) -> int:
   experiment, _ = _parse_with_xid(argv, define_experiments_dir)
-  executor = launchers.make_executor(experiment.record["executor"]["name"], jobs=1)
+  executor = _recorded_executor(experiment)
+  executor.follow(experiment)
   for name, fate in executor.cancel(experiment.jobs(), experiment.ids()).items():
     print(f"{name} {fate}")
   return 0

@@ -4,14 +4,18 @@
 usage:
   ./launch_eval.py --workdirs 'train_xms/<xid>/wid=*' --dataset kodak
                    [--args '--skip_existing=false'] [--jobs N] [--dry_run]
+                   [--executor slurm|local] [--sargs '--partition=gpu']
 
+On Slurm the evaluations are one job array, an experiment of its own in SLURM_DIR/<xid>/ with a
+snapshot of the source, so `./launch.py status|rerun|cancel <xid>` work on it.
 The evaluation's state and log go to <run>/eval-<dataset>/; results to json_results/<dataset>/.
 Runs that cannot be evaluated are shown as FAILED, and do not hold up the others.
 """
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common import venv
 
@@ -61,7 +65,8 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
-  jobs = make_jobs(runs.find_runs(values.workdirs), dataset, args, project_dir, values.use_snapshot)
+  found = runs.find_runs(values.workdirs)
+  jobs = make_jobs(found, dataset, args, project_dir, values.use_snapshot)
   launchers.check_dataset(dataset, project_dir)
   if values.dry_run:
     print("\n".join(shlex.join(job.argv) for job in jobs))
@@ -70,8 +75,38 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   busy = [job.name for job in jobs if launchers.observe(job.folder)["state"] == "RUNNING"]
   if busy:
     raise launchers.LaunchError(f"Being evaluated already: {', '.join(busy)}. Wait for it.")
+  if executor.detached:
+    facts = launch.launch_facts("launch_eval.py", argv, executor)
+    return _submit(executor, found, dataset, args, project_dir, values.use_snapshot, facts)
   launchers.prepare(jobs, afresh=True)
   return launch.run_jobs(executor, jobs, shlex.join(["./launch_eval.py", *argv]))
+
+
+def _submit(
+  executor: launchers.Executor,
+  found: Sequence[runs.RunDir],
+  dataset: str,
+  args: Sequence[str],
+  project_dir: pathlib.Path,
+  use_snapshot: bool,
+  facts: Mapping[str, Any],
+) -> int:
+  """Makes an experiment of the evaluations, and submits it."""
+  executor.check()
+  families = [(run, run.read_work_unit().family) for run in found]
+  try:
+    xid = executor.reserve(configs.SLURM_DIR, range(len(found)), launchers.EVAL_TASK)
+    experiment = launchers.Experiment.create_evaluations(
+      configs.SLURM_DIR, families, dataset, project_dir, args, xid, use_snapshot, facts
+    )
+  except BaseException:
+    executor.give_up()
+    raise
+  print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
+  with experiment.attended():
+    jobs = experiment.jobs()
+    launchers.prepare(jobs, afresh=True)
+    return launch.run_jobs(executor, jobs, f"./launch.py rerun {experiment.xid}", experiment)
 
 
 def make_jobs(

@@ -7,6 +7,7 @@ record is all that is needed. Each job runs under common/supervise.py, whatever 
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import os
@@ -30,12 +31,19 @@ OPEN_STATES = ("PENDING", "RUNNING")
 # What a rerun picks up unless told otherwise: all but DONE, RUNNING and CANCELLED.
 RERUN_STATES = ("FAILED", "LOST", "TIMEOUT", "REQUEUED", "PENDING")
 
+# Of a larger sweep, each job makes its own run directory when it starts.
+MOST_FOLDERS_AT_ONCE = 2000
+
 # Entry points that launch.py starts; evaluations are launch_eval.py's.
 TASKS = ("train", "itinf")
+
+# The task of an experiment that launch_eval.py makes: evaluations of runs, wherever those are.
+EVAL_TASK = "eval"
 
 _SITE_VARIABLES = {
   "NTC_TRAIN_DIR": "TRAIN_DIR",
   "NTC_ITINF_DIR": "ITINF_DIR",
+  "NTC_SLURM_DIR": "SLURM_DIR",
   "NTC_RESULTS_DIR": "RESULTS_DIR",
   "NTC_REPORTS_DIR": "REPORTS_DIR",
   "NTC_DATA_CACHE_DIR": "DATA_CACHE_DIR",
@@ -57,6 +65,14 @@ class LaunchError(RuntimeError):
   """A launch cannot be done as asked; the message names the fix."""
 
 
+class PartlySubmitted(LaunchError):
+  """Not all jobs could be submitted; `ids` holds the ids of those that were, by name."""
+
+  def __init__(self, message: str, ids: Mapping[str, str]):
+    super().__init__(message)
+    self.ids = dict(ids)
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """One task to run under a supervisor.
@@ -68,6 +84,8 @@ class Job:
     cwd: The folder of the source that it runs.
     env: Added to the environment.
     after: A job that must end DONE before this one starts.
+    wid: The work unit that it belongs to; of an array of evaluations, its place in it.
+    kind: "run", or "eval" for an evaluation that belongs to an experiment's run.
   """
 
   name: str
@@ -76,6 +94,8 @@ class Job:
   cwd: pathlib.Path
   env: Mapping[str, str]
   after: Optional["Job"] = None
+  wid: int = 0
+  kind: str = "run"
 
   def supervised(self) -> list[str]:
     """The command that runs the task and records its end; its cwd must be `self.cwd`."""
@@ -92,19 +112,61 @@ class Executor(abc.ABC):
 
   name: str
 
+  # Whether submitted jobs go on without the launcher.
+  detached = False
+
+  def check(self) -> None:  # noqa: B027
+    """Whether jobs could be submitted here; writes and starts nothing.
+
+    Raises:
+      LaunchError: They could not.
+    """
+
+  def reserve(
+    self, experiments_dir: pathlib.Path, wids: Sequence[int], title: str
+  ) -> Optional[str]:
+    """The id for a new experiment, where this executor is the one to give it; else None.
+
+    What this has taken, `submit` uses, and `give_up` gives back.
+    """
+    del experiments_dir, wids, title
+    return None
+
+  def give_up(self) -> None:  # noqa: B027
+    """Takes back what `reserve` did: no experiment was made."""
+
+  def follow(self, experiment: "Experiment") -> Sequence[str]:
+    """Before `observe`: learns of an experiment's jobs what is known; returns notes for people."""
+    del experiment
+    return ()
+
   def observe(self, job: Job) -> dict[str, Any]:
     """A job's state record, with what this executor knows and could not record."""
     return observe(job.folder)
+
+  def is_queued(self, job: Job) -> bool:
+    """Whether a job that `follow` looked at waits or runs somewhere, so must not be submitted."""
+    del job
+    return False
 
   @abc.abstractmethod
   def options(self) -> dict[str, Any]:
     """What the experiment's record keeps of this executor."""
 
   @abc.abstractmethod
-  def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+  def submit(
+    self, jobs: Sequence[Job], experiment: Optional["Experiment"] = None
+  ) -> dict[str, str]:
     """Hands over jobs, those named by `Job.after` before those that name them.
 
+    Args:
+      jobs: Prepared jobs.
+      experiment: Whose jobs they are, if any.
+
     Returns the executor's own id of each job, by the job's name.
+
+    Raises:
+      PartlySubmitted: Some jobs were handed over, and others could not be.
     """
 
   @abc.abstractmethod
@@ -143,6 +205,7 @@ class LocalExecutor(Executor):
     self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     self._unrecorded: dict[str, dict[str, Any]] = {}
     self._stopping = False
+    self._experiment: Optional[Experiment] = None
 
   def observe(self, job: Job) -> dict[str, Any]:
     """A job's state record; where its end could not be recorded, its end."""
@@ -159,8 +222,11 @@ class LocalExecutor(Executor):
     """How many jobs at once, and the GPUs."""
     return {"jobs": self._limit, "gpus": list(self._gpus)}
 
-  def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+  def submit(
+    self, jobs: Sequence[Job], experiment: Optional["Experiment"] = None
+  ) -> dict[str, str]:
     """Queues the jobs; `poll` starts them."""
+    self._experiment = experiment
     self._waiting += jobs
     return {job.name: job.name for job in jobs}
 
@@ -204,6 +270,8 @@ class LocalExecutor(Executor):
     if self._gpus:
       env["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
     try:
+      if self._experiment is not None:
+        self._experiment.job(job.kind, job.wid)  # Makes the run directory of a large sweep.
       job.folder.path.mkdir(parents=True, exist_ok=True)
       with job.folder.log_file.open("ab") as log:
         process = subprocess.Popen(
@@ -285,17 +353,6 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0))
   except AttributeError:  # Not on every platform.
     return os.cpu_count() or 1
-
-
-def make_executor(name: str, jobs: int, gpus: Sequence[str] = ()) -> Executor:
-  """The executor called `name`.
-
-  Raises:
-    LaunchError: There is none of that name.
-  """
-  if name != "local":
-    raise LaunchError(f"Unknown executor {name!r}. Known: local (this machine).")
-  return LocalExecutor(jobs, gpus)
 
 
 # States
@@ -380,17 +437,103 @@ class Experiment:
       LaunchError: There is an experiment of that id, or the snapshot lacks the task.
     """
     folder = pathlib.Path(experiments_dir).absolute()
+    needed = {f"{units[0].family}/{units[0].task}.py"}
+
+    def fill(path: pathlib.Path, xid: str) -> dict[str, Any]:
+      if len(units) <= MOST_FOLDERS_AT_ONCE:
+        for unit in units:
+          runs.RunDir.of(folder, xid, unit).create_new(unit, xid)
+        os.sync()  # Once for all of them, before the record says that they are there.
+      return {
+        "family": units[0].family,
+        "task": units[0].task,
+        "config_file": units[0].config_file,
+        "args": list(args),
+        "then_eval": then_eval,
+        **(facts or {}),
+        "config": units[0].config,
+        "runs": [_entry(unit, units[0]) for unit in units],
+      }
+
+    return cls._create(folder, xid, project_dir, needed, fill)
+
+  @classmethod
+  def create_evaluations(
+    cls,
+    experiments_dir: runs.PathLike,
+    found: Sequence[tuple[runs.RunDir, str]],
+    dataset: str,
+    project_dir: pathlib.Path,
+    args: Sequence[str] = (),
+    xid: Optional[str] = None,
+    use_snapshot: bool = False,
+    facts: Optional[Mapping[str, Any]] = None,
+  ) -> "Experiment":
+    """Makes an experiment of evaluations: each run with its family, in this order, on a data set.
+
+    With `use_snapshot` each runs the source of the run's own experiment.
+
+    Raises:
+      LaunchError: There is an experiment of that id, or the snapshot lacks a family's evaluation.
+    """
+
+    def fill(path: pathlib.Path, xid: str) -> dict[str, Any]:
+      del path, xid
+      entries = [
+        {"wid": i, "workdir": str(run.path), "family": family, "use_snapshot": use_snapshot}
+        for i, (run, family) in enumerate(found)
+      ]
+      record = {"task": EVAL_TASK, "dataset": dataset, "args": list(args), "then_eval": None}
+      return {**record, **(facts or {}), "runs": entries}
+
+    needed = {f"{family}/eval.py" for _, family in found}
+    return cls._create(pathlib.Path(experiments_dir).absolute(), xid, project_dir, needed, fill)
+
+  @classmethod
+  def _create(
+    cls,
+    folder: pathlib.Path,
+    xid: Optional[str],
+    project_dir: pathlib.Path,
+    needed: Iterable[str],
+    fill: Callable[[pathlib.Path, str], dict[str, Any]],
+  ) -> "Experiment":
+    """Locks the folder, freezes the source, has the rest made by `fill`, writes the record."""
     try:
       if xid is None:
         xid = runs.new_xid(folder)
       else:
-        runs.RunDir.of(folder, xid, units[0])  # Checks the id.
+        runs.check_xid(xid)
         cls.check_free(folder / xid)
         (folder / xid).mkdir(parents=True, exist_ok=True)
-      with runs.holding(folder / xid / _LAUNCHER_LOCK, f"The experiment {folder / xid}"):
-        cls.check_free(folder / xid, locked=True)
-        _clear_unfinished(folder / xid)
-        return cls._fill(folder, units, project_dir, args, xid, then_eval, facts)
+      path = folder / xid
+      with runs.holding(path / _LAUNCHER_LOCK, f"The experiment {path}"):
+        cls.check_free(path, locked=True)
+        _clear_unfinished(path)
+        try:
+          commit = code_state(project_dir)
+          size = snapshot(project_dir, path / "source", leave_out=(folder, path))
+          _check_entries(path / "source", needed)
+          if commit["commit"] and commit["dirty"]:
+            options = ("-c", "diff.autoRefreshIndex=false")
+            patch = _git(project_dir, *options, "diff", "HEAD", "--binary")
+            runs.atomic_write(path / "source.patch", patch)
+          record = {
+            "schema_version": runs.SCHEMA_VERSION,
+            "xid": xid,
+            "time": time.time(),
+            "host": socket.gethostname(),
+            "project_dir": str(project_dir),
+            "python": sys.executable,
+            **commit,
+            "source_bytes": size,
+            **fill(path, xid),
+          }
+          runs.write_json(path / "experiment.json", record)
+        except BaseException:
+          shutil.rmtree(path, ignore_errors=True)
+          raise
+        return cls(path, record)
     except OSError as e:
       raise LaunchError(f"Cannot make an experiment in {folder}: {e}.") from e
 
@@ -424,50 +567,6 @@ class Experiment:
       )
 
   @classmethod
-  def _fill(
-    cls,
-    folder: pathlib.Path,
-    units: Sequence[hyper.WorkUnit],
-    project_dir: pathlib.Path,
-    args: Sequence[str],
-    xid: str,
-    then_eval: Optional[str],
-    facts: Optional[Mapping[str, Any]],
-  ) -> "Experiment":
-    path = folder / xid
-    try:
-      commit = code_state(project_dir)
-      size = snapshot(project_dir, path / "source", leave_out=(folder, path))
-      _check_entry(path / "source", units[0].family, units[0].task)
-      if commit["commit"] and commit["dirty"]:
-        patch = _git(project_dir, "-c", "diff.autoRefreshIndex=false", "diff", "HEAD", "--binary")
-        runs.atomic_write(path / "source.patch", patch)
-      for unit in units:
-        runs.RunDir.of(folder, xid, unit).create(unit, xid)
-      record = {
-        "schema_version": runs.SCHEMA_VERSION,
-        "xid": xid,
-        "family": units[0].family,
-        "task": units[0].task,
-        "config_file": units[0].config_file,
-        "args": list(args),
-        "then_eval": then_eval,
-        "time": time.time(),
-        "host": socket.gethostname(),
-        "project_dir": str(project_dir),
-        "python": sys.executable,
-        **commit,
-        "source_bytes": size,
-        **(facts or {}),
-        "runs": [{"wid": u.wid, "runname": u.runname} for u in units],
-      }
-      runs.write_json(path / "experiment.json", record)
-    except BaseException:
-      shutil.rmtree(path, ignore_errors=True)
-      raise
-    return cls(path, record)
-
-  @classmethod
   def open(cls, path: runs.PathLike) -> "Experiment":
     """An existing experiment.
 
@@ -491,30 +590,83 @@ class Experiment:
     return str(self.record["xid"])
 
   @property
+  def title(self) -> str:
+    """What it runs, for people: "factorized.train"."""
+    return ".".join(filter(None, (self.record.get("family"), self.record["task"])))
+
+  @property
   def source(self) -> pathlib.Path:
     """The frozen source."""
     return self.path / "source"
 
   def jobs(self) -> list[Job]:
     """All jobs: each run's task, and where the record says so each run's evaluation after it."""
-    family, task = self.record["family"], self.record["task"]
     env = job_environment(self.record)
-    jobs = []
-    for run in self.record["runs"]:
-      folder = runs.RunDir(self.path / f"wid={run['wid']}-{run['runname']}")
-      argv = [sys.executable, "-m", f"{family}.{task}", "--workdir", str(folder.path)]
-      jobs.append(Job(folder.path.name, (*argv, *self.record["args"]), folder, self.source, env))
+    jobs = [self._job(run, env) for run in self.record["runs"]]
     if self.record["then_eval"]:
-      jobs += [
-        eval_job(job.folder, family, self.record["then_eval"], self.source, env, after=job)
-        for job in list(jobs)
-      ]
+      jobs += [self._evaluation(job, env) for job in list(jobs)]
     return jobs
 
-  def wid_of(self, job: Job) -> int:
-    """The work unit that a job belongs to."""
-    first = job.after.name if job.after is not None else job.name
-    return int(first.split("-", 1)[0][len("wid=") :])
+  def job(self, kind: str, wid: int) -> Job:
+    """One job, its run directory made where it is not there yet.
+
+    Raises:
+      LaunchError: There is none.
+    """
+    runs_ = self.record["runs"]
+    found = runs_[wid : wid + 1] if wid >= 0 else []
+    if not found or found[0]["wid"] != wid or kind not in ("run", "eval"):
+      raise LaunchError(f"{self.path} has no {kind!r} job with wid {wid}.")
+    env = job_environment(self.record)
+    job = self._job(found[0], env)
+    if self.record["task"] != EVAL_TASK and not job.folder.work_unit_file.is_file():
+      job.folder.create_new(self._unit(found[0]), self.xid)
+    return job if kind == "run" else self._evaluation(job, env)
+
+  def _job(self, run: Mapping[str, Any], env: Mapping[str, str]) -> Job:
+    if self.record["task"] == EVAL_TASK:
+      evaluated, source = runs.RunDir(pathlib.Path(run["workdir"])), self.source
+      if run["use_snapshot"]:
+        owner = Experiment.open(evaluated.path.parent)
+        source, env = owner.source, job_environment(owner.record)
+      job = eval_job(
+        evaluated, run["family"], self.record["dataset"], source, env, self.record["args"]
+      )
+      return dataclasses.replace(job, wid=run["wid"])
+    family, task = self.record["family"], self.record["task"]
+    folder = runs.RunDir(self.path / f"wid={run['wid']}-{run['runname']}")
+    argv = [sys.executable, "-m", f"{family}.{task}", "--workdir", str(folder.path)]
+    argv += self.record["args"]
+    return Job(folder.path.name, tuple(argv), folder, self.source, env, wid=run["wid"])
+
+  def _evaluation(self, job: Job, env: Mapping[str, str]) -> Job:
+    dataset, family = self.record["then_eval"], self.record["family"]
+    after = eval_job(job.folder, family, dataset, self.source, env, after=job)
+    return dataclasses.replace(after, wid=job.wid, kind="eval")
+
+  def _unit(self, run: Mapping[str, Any]) -> hyper.WorkUnit:
+    """A run's work unit, from the experiment's record."""
+    config = copy.deepcopy(self.record["config"])
+    for key, value in run["changes"].items():
+      *groups, last = key.split(".")
+      node = config
+      for group in groups:
+        node = node[group]
+      node[last] = value
+    return hyper.WorkUnit(
+      family=self.record["family"],
+      task=self.record["task"],
+      config=run.get("config", config),
+      wid=run["wid"],
+      overrides=run["overrides"],
+      runname=run["runname"],
+      config_file=self.record["config_file"],
+    )
+
+  def note(self, **facts: Any) -> None:
+    """Adds facts to the record."""
+    self.record.update(facts)
+    runs.write_json(self.path / "experiment.json", self.record)
 
   def note_submission(self, executor: Executor, ids: Mapping[str, str]) -> None:
     """Appends what was submitted, when and with which ids to `submitted.jsonl`."""
@@ -531,6 +683,11 @@ class Experiment:
       ids.update(record["ids"])
     return ids
 
+  def submitted_at(self) -> float:
+    """time.time() of the newest submission; 0 without one."""
+    records = runs.read_jsonl(self.path / "submitted.jsonl")
+    return float(records[-1]["time"]) if records else 0.0
+
   @contextlib.contextmanager
   def attended(self) -> Iterator[None]:
     """Held by a launcher that runs this experiment's jobs, so that two never do.
@@ -540,6 +697,20 @@ class Experiment:
     """
     with runs.holding(self.path / _LAUNCHER_LOCK, f"The experiment {self.path}"):
       yield
+
+
+def _entry(unit: hyper.WorkUnit, first: hyper.WorkUnit) -> dict[str, Any]:
+  """What the record holds of a run: enough to make its work unit from the first one's config."""
+  entry = {"wid": unit.wid, "runname": unit.runname, "overrides": unit.overrides}
+  changes = {}
+  for key in runs.differences(first.config, unit.config):
+    node: Any = unit.config
+    for part in key.split("."):
+      if not isinstance(node, dict) or part not in node:
+        return {**entry, "changes": {}, "config": unit.config}
+      node = node[part]
+    changes[key] = node
+  return {**entry, "changes": changes}
 
 
 def _not_of_a_creation(path: pathlib.Path) -> list[str]:
@@ -586,7 +757,7 @@ def find_experiment(name: str, experiments_dir: Optional[runs.PathLike] = None) 
   if experiments_dir is not None:
     folders = [pathlib.Path(experiments_dir).absolute()]
   else:
-    folders = [configs.TRAIN_DIR, configs.ITINF_DIR]
+    folders = [configs.TRAIN_DIR, configs.ITINF_DIR, configs.SLURM_DIR]
   found = [folder / name for folder in folders if (folder / name / "experiment.json").is_file()]
   if len(found) > 1:
     raise LaunchError(f"{name!r} is in {found[0].parent} and {found[1].parent}: give its path.")
@@ -638,7 +809,8 @@ def prepare(jobs: Iterable[Job], afresh: bool = False) -> None:
     afresh: They start from nothing, so the progress of earlier attempts is forgotten.
   """
   progress = ("step", "num_steps", "detail", "num_threads")
-  forgotten = dict.fromkeys(progress if afresh else ())
+  restarts = ("restart", "requeues", "started_from", "idle_restarts")
+  forgotten = dict.fromkeys((*restarts, *(progress if afresh else ())))
   for job in jobs:
     with contextlib.suppress(FileNotFoundError):
       job.folder.cancel_file.unlink()
@@ -699,12 +871,10 @@ def known_mains(project_dir: pathlib.Path) -> list[str]:
   )
 
 
-def _check_entry(source: pathlib.Path, family: str, task: str) -> None:
-  for needed in (source / family / f"{task}.py", source / "common" / "supervise.py"):
-    if not needed.is_file():
-      raise LaunchError(
-        f"The source snapshot lacks {needed.relative_to(source)}: does .gitignore name it?"
-      )
+def _check_entries(source: pathlib.Path, needed: Iterable[str]) -> None:
+  for name in (*needed, "common/supervise.py"):
+    if not (source / name).is_file():
+      raise LaunchError(f"The source snapshot lacks {name}: does .gitignore name it?")
 
 
 def snapshot(
@@ -888,6 +1058,19 @@ def _steps(record: Mapping[str, Any]) -> str:
   return f"{record['step']}/{record.get('num_steps', '?')}"
 
 
+def _pace(record: Mapping[str, Any]) -> tuple[str, str]:
+  """Of a running job: steps a second since this attempt started, and hours:minutes left."""
+  if record["state"] != "RUNNING" or record.get("step") is None or "started" not in record:
+    return "", ""
+  done = int(record["step"]) - int(record.get("first_step") or 0)
+  seconds = float(record["time"]) - float(record["started"])
+  if done <= 0 or seconds <= 0:
+    return "", ""
+  rate = done / seconds
+  minutes = round((int(record.get("num_steps") or record["step"]) - record["step"]) / rate / 60)
+  return f"{rate:.3g}", f"{minutes // 60}:{minutes % 60:02d}"
+
+
 def _brief(record: Mapping[str, Any]) -> str:
   reason = record.get("reason")
   return f"{record['state']}{f' ({reason})' if reason else ''}"
@@ -948,5 +1131,8 @@ def states_table(
     counts[record["state"]] = counts.get(record["state"], 0) + 1
     why = record.get("reason") or (record.get("detail", "") if record["state"] == "RUNNING" else "")
     log = str(job.folder.log_file) if job.folder.log_file.exists() else ""
-    rows.append((job.name, record["state"], _steps(record), why, log))
-  return table(("job", "state", "step", "reason", "log"), rows), counts
+    rate, left = _pace(record)
+    attempt = record.get("attempt", "")
+    rows.append((job.name, record["state"], _steps(record), rate, left, attempt, why, log))
+  header = ("job", "state", "step", "steps/s", "left", "attempt", "reason", "log")
+  return table(header, rows), counts

@@ -184,6 +184,12 @@ def new_xid(experiments_dir: PathLike) -> str:
       time.sleep(0.1)
 
 
+def check_xid(xid: str) -> None:
+  """Raises RunError for an experiment id that is no plain folder name."""
+  if not re.fullmatch(r"[A-Za-z0-9_.-]+", xid) or xid in (".", ".."):
+    raise RunError(f"--xid={xid!r}: letters, digits, '_', '.' and '-' only.")
+
+
 @dataclasses.dataclass(frozen=True)
 class RunDir:
   """One run's directory. Every path of a run is asked of this class."""
@@ -193,8 +199,7 @@ class RunDir:
   @classmethod
   def of(cls, experiments_dir: PathLike, xid: str, unit: hyper.WorkUnit) -> "RunDir":
     """Where a work unit of experiment `xid` lives: `<xid>/wid=<N>-<runname>`."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", xid) or xid in (".", ".."):
-      raise RunError(f"--xid={xid!r}: letters, digits, '_', '.' and '-' only.")
+    check_xid(xid)
     folder = pathlib.Path(experiments_dir).absolute() / xid
     return cls(folder / f"wid={unit.wid}-{unit.runname}")
 
@@ -300,6 +305,21 @@ class RunDir:
       )
     write_json(self.work_unit_file, record)
     self.write_state("PENDING")
+
+  def create_new(self, unit: hyper.WorkUnit, xid: str) -> None:
+    """`create` where nothing else can have made the directory; the caller sees to syncing.
+
+    Many thousand runs are made at once, or each by its own job: nothing is searched and nothing
+    waits for the disk.
+    """
+    record = {"schema_version": SCHEMA_VERSION, "xid": xid, "work_unit": unit.to_json()}
+    self.path.mkdir(parents=True, exist_ok=True)
+    state = {"state": "PENDING", "time": time.time()}
+    self.state_file.write_text(json.dumps(state, indent=1) + "\n")
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    temporary = self.path / f".{self.work_unit_file.name}.{unique_id()}.tmp"
+    temporary.write_text(text)
+    temporary.replace(self.work_unit_file)
 
   def read_record(self) -> dict[str, Any]:
     """The whole `work_unit.json`."""

@@ -15,9 +15,10 @@ SIGTERM and SIGINT reach the task as SIGTERM, SIGUSR2 as itself; SIGQUIT kills t
 Where the disk is full, an end that cannot be recorded is 74 (EXIT_UNRECORDED) instead of a FAILED.
 A run keeps to the number of threads (NTC_NUM_THREADS) that it was first started with, for another
 number sums in another order and would end with other weights.
-Whether and when a REQUEUED job starts again is the caller's business. A job whose folder holds a
-`cancel` file is recorded CANCELLED where it would have been REQUEUED, and is not started; one
-that is DONE is not started again. The task finds NTC_SUPERVISED=1 in its environment.
+Whether and when a REQUEUED job starts again is the caller's business, or a `Restarts` object's. A
+job whose folder holds a `cancel` file is recorded CANCELLED where it would have been REQUEUED, and
+is not started; one that is DONE is not started again. While the task runs, the time of
+DIR/supervisor.lock is its heartbeat. The task finds NTC_SUPERVISED=1 in its environment.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -43,6 +45,9 @@ EXIT_UNRECORDED = 74
 LOG_TAIL_LINES = 50
 _LOG_TAIL_BYTES = 1 << 20
 
+HEARTBEAT_SECONDS = 15.0
+_SIGNAL_DELAY_SECONDS = 0.5
+
 _FORWARDED = {
   signal.SIGTERM: signal.SIGTERM,
   signal.SIGINT: signal.SIGTERM,
@@ -50,12 +55,36 @@ _FORWARDED = {
 }
 
 
-def supervise(job: runs.RunDir, argv: Sequence[str]) -> int:
+class Restarts:
+  """What becomes of a task that saved its state and stopped; here nothing: the caller decides."""
+
+  def start(self, before: Mapping[str, Any]) -> tuple[dict[str, Any], Optional[str]]:
+    """Before an attempt: facts for the state record, and why it must not start (or None)."""
+    del before
+    return {}, None
+
+  def stop(self, record: Mapping[str, Any], sent: Sequence[int]) -> tuple[str, Optional[str]]:
+    """After a stop: the state to record, and a reason (None: the task's own).
+
+    Args:
+      record: The state record.
+      sent: The signals that were forwarded to the task, in order.
+    """
+    del record, sent
+    return "REQUEUED", None
+
+  def restart(self) -> Optional[str]:
+    """Has a task that is recorded REQUEUED started again; returns why that failed, or None."""
+    return None
+
+
+def supervise(job: runs.RunDir, argv: Sequence[str], restarts: Optional[Restarts] = None) -> int:
   """Runs a task to its end and records it; returns the exit code for the job.
 
   Args:
     job: The job's folder: a run directory, or a bare folder for an evaluation.
     argv: The task's program and arguments.
+    restarts: Decides what becomes of a task that stopped.
   """
   try:
     # A trainer that was started by hand holds the run's own lock; its state is not ours to write.
@@ -63,7 +92,7 @@ def supervise(job: runs.RunDir, argv: Sequence[str]) -> int:
     if holder is not None:
       raise runs.RunError(f"The run {job.path} is in use by {holder}. Wait for it or stop it.")
     with runs.holding(job.supervisor_lock_file, f"The job {job.path}"):
-      return _Supervisor(job, argv).run()
+      return _Supervisor(job, argv, restarts or Restarts()).run()
   except (runs.RunError, OSError) as e:  # Once the task runs, nothing here raises OSError.
     _say(f"not started: {e}")
     return 1
@@ -77,8 +106,9 @@ def _say(text: str) -> None:
 class _Supervisor:
   """One attempt at one task."""
 
-  def __init__(self, job: runs.RunDir, argv: Sequence[str]):
+  def __init__(self, job: runs.RunDir, argv: Sequence[str], restarts: Restarts):
     self.job = job
+    self.restarts = restarts
     self.argv = list(argv)
     self.task: Optional[subprocess.Popen[bytes]] = None
     self.sent: list[int] = []
@@ -95,20 +125,24 @@ class _Supervisor:
     threads = before.get("num_threads") or env.get("NTC_NUM_THREADS", "")
     if threads:
       env["NTC_NUM_THREADS"] = threads
+    more, refusal = self.restarts.start(before)
     self.job.write_state(
       "RUNNING",
       attempt=attempt,
       supervisor_pid=os.getpid(),
       host=socket.gethostname(),
       started=time.time(),
+      first_step=before.get("step"),
       num_threads=threads if threads.isdigit() else None,  # A mistake must not stay.
       **dict.fromkeys(("pid", "ended", "exit_code", "signal", "traceback", "log_tail", "reason")),
+      **more,
     )
-    if (
-      self.job.cancel_file.exists()
-    ):  # Looked for after RUNNING was said, see LocalExecutor.cancel.
+    # Looked for after RUNNING was said, see LocalExecutor.cancel.
+    if self.job.cancel_file.exists():
       self._record("CANCELLED", "cancelled before it started")
       return runs.EXIT_RESUME
+    if refusal is not None:
+      return 1 if self._record("FAILED", refusal) else EXIT_UNRECORDED
     with self.job.log_file.open("ab") as log:
       log.write(
         f"[supervise] attempt {attempt}, {time.ctime()}: {shlex.join(self.argv)}\n".encode()
@@ -128,9 +162,20 @@ class _Supervisor:
       except OSError as e:
         recorded = self._record("FAILED", f"could not start: {e}", exit_code=127)
         return 127 if recorded else EXIT_UNRECORDED
-    for missed in self.sent:
+    for missed in list(self.sent):
       self._send(missed)
-    return self._finish(self.task.wait(), start)
+    ended = threading.Event()
+    threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
+    code = self.task.wait()
+    ended.set()
+    if -code in (signal.SIGTERM, signal.SIGUSR2) and -code not in self.sent:
+      time.sleep(_SIGNAL_DELAY_SECONDS)  # Slurm signals the whole job; ours may come second.
+    return self._finish(code, start)
+
+  def _beat(self, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_SECONDS):
+      with contextlib.suppress(OSError):
+        os.utime(self.job.supervisor_lock_file)
 
   def _on_signal(self, received: int, frame: Optional[FrameType]) -> None:
     if received == signal.SIGQUIT:
@@ -159,8 +204,15 @@ class _Supervisor:
       if not stopped:
         reason = str(own.get("reason") or "saved its state and stopped")
       state = "CANCELLED" if self.job.cancel_file.exists() else "REQUEUED"
+      if state == "REQUEUED":
+        state, why = self.restarts.stop(own, self.sent)
+        reason = why or reason
       self._record(state, reason, exit_code=code if code >= 0 else None)
-      return runs.EXIT_RESUME
+      if state == "REQUEUED":  # Recorded first: it may be the end of this process.
+        refused = self.restarts.restart()
+        if refused is not None:
+          self._record("TIMEOUT", refused)
+      return 1 if state == "FAILED" else runs.EXIT_RESUME
     text = _log_since(self.job.log_file, start)
     facts: dict[str, Any] = {"log_tail": text.splitlines()[-LOG_TAIL_LINES:]}
     trace = last_traceback(text)

@@ -1,7 +1,11 @@
 """Fixtures that several tests share: small pictures, and one small trained run a family."""
 
 import importlib
+import os
 import pathlib
+
+# Sweeps run on this machine unless a test asks for Slurm, even where Slurm is installed.
+os.environ["NTC_EXECUTOR"] = "local"
 
 import hypothesis
 import numpy as np

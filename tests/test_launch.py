@@ -110,7 +110,7 @@ def project(tmp_path):
   root = tmp_path / "it's a project"
   (root / "fake" / "configs").mkdir(parents=True)
   shutil.copytree(ROOT / "common", root / "common", ignore=shutil.ignore_patterns("__pycache__"))
-  for name in ("configs.py", "launch.py", "launch_eval.py"):
+  for name in ("configs.py", "launch.py", "launch_eval.py", "slurm_template.py"):
     shutil.copy2(ROOT / name, root / name)
   (root / "fake" / "__init__.py").touch()
   (root / "fake" / "train.py").write_text(TRAIN)
@@ -195,7 +195,7 @@ def test_dry_run_shows_the_settings_and_writes_nothing(command, project, tmp_pat
     (["--config.seed=3"], ["swept"]),
     (["--man=x"], ["--main", "man"]),
     (["--jobs=0"], ["--jobs=0"]),
-    (["--executor=slurm"], ["slurm", "local"]),
+    (["--executor=pbs"], ["pbs", "slurm", "local"]),
     (["--xid=a/b"], ["a/b"]),
     (["--args=--workdir x"], ["--workdir"]),
     (["--args=--config.num_steps=3"], ["--config.num_steps=3"]),
@@ -567,6 +567,8 @@ def write_json(path, value):
     os.kill(os.getpid(), signal.SIGKILL)
   write(path, value)
 runs.write_json = write_json
+if sys.argv[1] == "the runs are made":
+  os.sync = lambda: os.kill(os.getpid(), signal.SIGKILL)
 launch.main(sys.argv[2:])
 """
 
@@ -579,7 +581,7 @@ def kill_creation(command, at):
   assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("at", ["state.json", "experiment.json"])
+@pytest.mark.parametrize("at", ["the runs are made", "experiment.json"])
 def test_killed_creation_is_made_anew(command, at):
   kill_creation(command, at)
   stale = command.experiments / "x" / "source" / "stale.py"
@@ -880,11 +882,6 @@ def test_parse_wids():
   for text in ("", "a", "3-", "-3", "9-12"):
     with pytest.raises(Exception, match="--wids"):
       launch.parse_wids(text, range(10))
-
-
-def test_unknown_executor():
-  with pytest.raises(launchers.LaunchError, match="local"):
-    launchers.make_executor("slurm", 1)
 
 
 def test_work_units_hold_no_tuples_after_json(command):

@@ -1,0 +1,688 @@
+"""Sweeps on Slurm: job arrays made from an experiment's record, and what runs in each task of them.
+
+An array's task knows only its index; kind and wid of its job follow from the batch script's words:
+
+    python -m common.slurm EXPERIMENT run 2000       (this task: wid 2000 + SLURM_ARRAY_TASK_ID)
+
+All else is read from EXPERIMENT/experiment.json, so no value passes through a shell. Arrays are
+submitted held and released when the experiment's folder is whole: the first array's id is its name.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
+
+from common import launchers, runs, supervise
+
+FIELDS = ("job_name", "array", "log_file", "source", "command")
+
+# Where `scontrol show config` cannot be asked: Slurm's own default.
+DEFAULT_MAX_ARRAY_SIZE = 1001
+
+# A task that was heard of within this many seconds is not LOST, whatever Slurm says.
+STALE_SECONDS = 90.0
+_LOOK_AGAIN_SECONDS = 2.0
+_LOCK_SECONDS = 60.0
+_COMMAND_SECONDS = 120.0
+
+_ACTIVE = (
+  "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED",
+  "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT",
+)  # fmt: skip
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+# What Slurm's last word on a task means where the task's own record is not final.
+_ENDED = {
+  "TIMEOUT": "TIMEOUT",
+  "DEADLINE": "TIMEOUT",
+  "PREEMPTED": "TIMEOUT",
+  "CANCELLED": "CANCELLED",
+  "REVOKED": "CANCELLED",
+  "NODE_FAIL": "LOST",
+  "BOOT_FAIL": "LOST",
+  "OUT_OF_MEMORY": "FAILED",
+  "FAILED": "FAILED",
+  "COMPLETED": "FAILED",
+}
+_FINAL = ("DONE", "FAILED", "TIMEOUT", "CANCELLED")
+
+# The launcher decides these for each array.
+_RESERVED = ("array", "a", "wrap", "test-only", "wait", "W", "parsable", "output", "o")
+
+
+class SlurmError(launchers.LaunchError):
+  """A Slurm command failed; the message holds its own words, `code` its exit code."""
+
+  def __init__(self, message: str, code: Optional[int] = None):
+    super().__init__(message)
+    self.code = code
+
+
+def environment() -> dict[str, str]:
+  """This process's environment for Slurm's commands: from within a job, without that job's own."""
+  env = dict(os.environ)
+  env.pop("PYTHONSAFEPATH", None)  # `python -m` must find the source in the cwd.
+  if "SLURM_JOB_ID" in env:
+    for name in list(env):
+      if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
+        del env[name]
+  return env
+
+
+def call(*argv: str, text: Optional[str] = None) -> str:
+  """Runs a Slurm command; returns its standard output.
+
+  Raises:
+    SlurmError: It is not here, failed, or did not answer.
+  """
+  try:
+    done = subprocess.run(
+      argv, env=environment(), input=text or "", capture_output=True, text=True, errors="replace",
+      timeout=_COMMAND_SECONDS, check=False,
+    )  # fmt: skip
+  except FileNotFoundError as e:
+    raise SlurmError(f"There is no {argv[0]!r} on the PATH.") from e
+  except subprocess.TimeoutExpired as e:
+    raise SlurmError(f"{argv[0]} did not answer within {_COMMAND_SECONDS:.0f} s.") from e
+  if done.returncode:
+    words = " ".join((done.stderr.strip() or done.stdout.strip()).split())
+    raise SlurmError(
+      f"{argv[0]} failed ({done.returncode}): {words or 'without a word'}", done.returncode
+    )
+  return done.stdout
+
+
+# Batch scripts
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+  """A batch script: `{field}` replaced by its value; a shell's `${VARIABLE}` is left alone.
+
+  Raises:
+    launchers.LaunchError: A field is unknown or missing.
+  """
+  pattern = r"(?<!\$)\{([A-Za-z_]\w*)\}"
+  named = re.findall(pattern, template)
+  unknown = sorted(set(named) - set(FIELDS))
+  missing = [name for name in FIELDS if name not in named]
+  if unknown or missing:
+    problems = [f"unknown field {{{name}}}" for name in unknown]
+    problems += [f"missing field {{{name}}}" for name in missing]
+    raise launchers.LaunchError(
+      f"slurm_template.py: {', '.join(problems)}. "
+      f"The fields are {', '.join(f'{{{name}}}' for name in FIELDS)}."
+    )
+  return re.sub(pattern, lambda match: values[match.group(1)], template)
+
+
+def _sbatch_word(text: str) -> str:
+  """A value as an #SBATCH line takes it."""
+  if re.fullmatch(r"[\w./,:@%+=-]+", text):
+    return text
+  return '"' + text.replace('"', '\\"') + '"'
+
+
+def ranges(indices: Iterable[int]) -> str:
+  """Ascending numbers as Slurm and people write them: "0-3,7"."""
+  parts: list[list[int]] = []
+  for index in indices:
+    if parts and index == parts[-1][1] + 1:
+      parts[-1][1] = index
+    else:
+      parts.append([index, index])
+  return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """Jobs that go into one array: their indices there are their wids minus `offset`."""
+
+  kind: str
+  offset: int
+  wids: tuple[int, ...]
+  after: bool = False
+
+  def spec(self, at_once: Optional[int] = None) -> str:
+    limit = f"%{at_once}" if at_once else ""
+    return ranges(wid - self.offset for wid in self.wids) + limit
+
+
+def _arrays(jobs: Sequence[launchers.Job], size: int) -> list[_Array]:
+  """Jobs as arrays of indices below `size`, in the order of submission."""
+  submitted = {job.name for job in jobs}
+  wids: dict[tuple[bool, str, int], list[int]] = {}
+  for job in jobs:
+    after = job.after is not None and job.after.name in submitted
+    wids.setdefault((after, job.kind, job.wid - job.wid % size), []).append(job.wid)
+  return [
+    _Array(kind, offset, tuple(sorted(found)), after)
+    for (after, kind, offset), found in sorted(wids.items(), key=lambda item: item[0])
+  ]
+
+
+# Submission
+
+
+class SlurmExecutor(launchers.Executor):
+  """Runs jobs as Slurm's job arrays, in chunks where there are more than an array can hold."""
+
+  name = "slurm"
+  detached = True
+
+  def __init__(
+    self,
+    template: str,
+    sargs: Sequence[str] = (),
+    at_once: Optional[int] = None,
+    max_requeues: int = 100,
+  ):
+    """Options for every array.
+
+    Args:
+      template: The batch script with `FIELDS`.
+      sargs: Further arguments for sbatch.
+      at_once: How many tasks of an array run at once; None: as many as Slurm likes.
+      max_requeues: After a time limit a task is requeued this often at most.
+    """
+    if at_once is not None and at_once < 1:
+      raise launchers.LaunchError(f"--jobs={at_once}: at least one job must run at a time.")
+    self._template, self._sargs, self._at_once = template, list(sargs), at_once
+    self._max_requeues = max_requeues
+    self._reserved: Optional[tuple[str, _Array, str]] = None
+    self._size: Optional[int] = None
+    self._view = View({})
+
+  def options(self) -> dict[str, Any]:
+    """What sbatch is given, and the limits."""
+    return {"sargs": self._sargs, "jobs": self._at_once, "max_requeues": self._max_requeues}
+
+  def check(self) -> None:
+    """See `Executor`; the template's fields and --sargs are looked at, too."""
+    self._check_text()
+    if shutil.which("sbatch") is None:
+      raise launchers.LaunchError(
+        "There is no 'sbatch' on the PATH: submit from a login node of the cluster, "
+        "or run the sweep on this machine with --executor=local."
+      )
+
+  def _check_text(self) -> None:
+    fill(self._template, dict.fromkeys(FIELDS, ""))
+    for i, arg in enumerate(self._sargs):
+      option, _, value = arg.partition("=")
+      name = option.lstrip("-")
+      if not arg.startswith("--") and arg.startswith("-"):
+        name = name[:1]
+      if arg.startswith("-") and name in _RESERVED:
+        raise launchers.LaunchError(f"--sargs: {arg!r} is set by the launcher.")
+      if option == "--signal":
+        value = value or (self._sargs[i + 1] if i + 1 < len(self._sargs) else "")
+        if not value.startswith(("B:USR2", "BR:USR2", "RB:USR2", "B:SIGUSR2")):
+          raise launchers.LaunchError(
+            f"--sargs: --signal={value}: the supervisor waits for B:USR2@<seconds>."
+          )
+
+  def max_array_size(self) -> int:
+    """The cluster's MaxArraySize: indices lie below it."""
+    if self._size is None:
+      self._size = DEFAULT_MAX_ARRAY_SIZE
+      try:
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.M)
+      except SlurmError as e:
+        _say(f"{e} MaxArraySize is taken to be {self._size}.")
+      else:
+        if found and int(found.group(1)) > 0:
+          self._size = int(found.group(1))
+    return self._size
+
+  def _script(
+    self, array: _Array, folder: Optional[pathlib.Path], parent: pathlib.Path, title: str
+  ):
+    """The batch script; `folder` is None where Slurm's id will name it, within `parent`."""
+    where = str(folder or parent)
+    if re.search(r"[\n\r\\]", where):
+      raise launchers.LaunchError(
+        f"{where!r}: Slurm takes no line breaks and backslashes in paths."
+      )
+    logs, quoted = where.replace("%", "%%"), shlex.quote(where)
+    if folder is None:
+      logs, quoted = f"{logs}/%A", f'{quoted}/"$SLURM_ARRAY_JOB_ID"'
+    program = [sys.executable, "-m", "common.slurm"]
+    return fill(
+      self._template,
+      {
+        "job_name": _sbatch_word(title if array.kind == "run" else f"{title}-then-eval"),
+        "array": array.spec(self._at_once),
+        "log_file": _sbatch_word(f"{logs}/logs/%A_%a.txt"),
+        "source": f"{quoted}/source",
+        "command": f"{shlex.join(program)} {quoted} {array.kind} {array.offset}",
+      },
+    )
+
+  def preview(self, count: int, parent: pathlib.Path, title: str, then_eval: bool) -> str:
+    """The commands and the first array's batch script for a new sweep; Slurm is not needed."""
+    self._check_text()
+    size = self.max_array_size() if shutil.which("scontrol") else DEFAULT_MAX_ARRAY_SIZE
+    first = _Array("run", 0, tuple(range(min(count, size))))
+    lines = [shlex.join(["sbatch", "--parsable", "--hold", *self._sargs])]
+    chunks = -(-count // size)
+    lines.append(f"# {chunks} array{'s' * (chunks > 1)} of up to {size} tasks (MaxArraySize)")
+    if then_eval:
+      lines.append(f"# then {chunks} with --dependency=aftercorr:<id> for the evaluations")
+    return "\n".join([*lines, "", self._script(first, None, parent, title)])
+
+  def test_only(self, count: int, parent: pathlib.Path, title: str) -> str:
+    """What `sbatch --test-only` says to the first array; nothing is submitted.
+
+    Raises:
+      SlurmError: Slurm would refuse it.
+    """
+    self.check()
+    array = _Array("run", 0, tuple(range(min(count, self.max_array_size()))))
+    done = subprocess.run(
+      ["sbatch", "--test-only", *self._sargs], env=environment(), capture_output=True, text=True,
+      input=self._script(array, None, parent, title), timeout=_COMMAND_SECONDS, check=False,
+    )  # fmt: skip
+    words = (done.stderr.strip() + "\n" + done.stdout.strip()).strip()
+    if done.returncode:
+      raise SlurmError(f"sbatch --test-only failed ({done.returncode}): {words}")
+    return words
+
+  def _sbatch(self, script: str, more: Sequence[str] = ()) -> str:
+    said = call("sbatch", "--parsable", "--hold", *self._sargs, *more, text=script)
+    ids = re.findall(r"^(\d+)(?:;.*)?$", said, re.MULTILINE)
+    if not ids:
+      raise SlurmError(f"sbatch gave no job id: {said.strip()!r}")
+    return str(ids[-1])
+
+  def reserve(
+    self, experiments_dir: pathlib.Path, wids: Sequence[int], title: str
+  ) -> Optional[str]:
+    """Submits the first array, held; its id names the experiment."""
+    size = self.max_array_size()
+    array = _Array("run", 0, tuple(wid for wid in wids if wid < size))
+    script = self._script(array, None, experiments_dir, title)
+    xid = self._sbatch(script)
+    self._reserved = (xid, array, script)
+    return xid
+
+  def give_up(self) -> None:
+    """Cancels the array that `reserve` submitted."""
+    if self._reserved is not None:
+      xid, self._reserved = self._reserved[0], None
+      _scancel([xid])
+
+  def submit(
+    self, jobs: Sequence[launchers.Job], experiment: Optional[launchers.Experiment] = None
+  ) -> dict[str, str]:
+    """Submits the jobs' arrays held, notes them, and releases them."""
+    assert experiment is not None
+    names = {(job.kind, job.wid): job.name for job in jobs}
+    arrays = _arrays(jobs, self.max_array_size())
+    title = experiment.title
+    ids: dict[str, str] = {}
+    submitted: dict[tuple[str, int], str] = {}
+    (experiment.path / "logs").mkdir(exist_ok=True)
+    failed: Optional[SlurmError] = None
+    try:
+      for array in arrays:
+        if self._reserved is not None and self._reserved[1] == array:
+          xid, _, script = self._reserved
+        else:
+          more = []
+          if array.after:
+            after = submitted[("run", array.offset)]
+            more = [f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"]
+          script = self._script(array, experiment.path, experiment.path.parent, title)
+          xid = self._sbatch(script, more)
+        submitted[(array.kind, array.offset)] = xid
+        for wid in array.wids:
+          ids[names[(array.kind, wid)]] = f"{xid}_{wid - array.offset}"
+        runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script)
+    except SlurmError as e:
+      failed = e
+    except BaseException:
+      _scancel(submitted.values())
+      raise
+    self._reserved = None
+    held = any(arg in ("--hold", "-H") for arg in self._sargs)
+    for xid in () if held else submitted.values():
+      try:
+        call("scontrol", "release", xid)
+      except SlurmError as e:
+        failed = failed or SlurmError(f"{e} Array {xid} is held: scontrol release {xid}")
+    if failed is not None:
+      missing = ranges(sorted({job.wid for job in jobs if job.name not in ids}))
+      done = ", ".join(
+        f"{kind} {ranges(w for w in a.wids)} as {submitted[(kind, a.offset)]}"
+        for a in arrays
+        for kind in (a.kind,)
+        if (kind, a.offset) in submitted
+      )
+      message = f"{failed} Submitted: {done or 'nothing'}."
+      message += f" Not submitted: wid {missing}." if missing else ""
+      raise launchers.PartlySubmitted(message, ids)
+    return ids
+
+  def poll(self) -> dict[str, str]:
+    """Nothing is waited for: see `follow` and `observe`."""
+    return {}
+
+  def stop(self, kill: bool = False) -> None:
+    """Nothing runs here."""
+
+  def follow(self, experiment: launchers.Experiment) -> Sequence[str]:
+    """Asks squeue, and of what it does not list sacct."""
+    self._view = View(experiment.ids())
+    self._view.submitted = experiment.submitted_at()
+    return self._view.look(experiment.jobs())
+
+  def observe(self, job: launchers.Job) -> dict[str, Any]:
+    """A job's own record, and where that is not final what Slurm says."""
+    return self._view.judged(job)
+
+  def is_queued(self, job: launchers.Job) -> bool:
+    """Whether Slurm still has the job, and may run it."""
+    answer = self._view.answers.get(self._view.ids.get(job.name, ""))
+    return answer is not None and answer[0] in _ACTIVE and answer[1] != "DependencyNeverSatisfied"
+
+  def cancel(self, jobs: Sequence[launchers.Job], ids: Mapping[str, str]) -> dict[str, str]:
+    """Marks the jobs that are not over as cancelled, and has Slurm stop them."""
+    fates = {}
+    marked = []
+    for job in jobs:
+      state = self.observe(job)["state"]
+      if state not in (*launchers.OPEN_STATES, "REQUEUED"):
+        fates[job.name] = f"is {state} already"
+        continue
+      runs.atomic_write(job.folder.cancel_file, f"cancelled {time.ctime()}\n")
+      marked.append(job)
+    _scancel(_whole_arrays([job.name for job in marked], ids))
+    for job in marked:
+      own = {"state": "PENDING", **job.folder.read_state()}
+      if own["state"] == "RUNNING" and self.observe(job)["state"] == "RUNNING":
+        fates[job.name] = "is asked to save its state and stop"
+      elif own["state"] in ("PENDING", "REQUEUED", "RUNNING"):
+        job.folder.write_state("CANCELLED", reason=f"cancelled while {own['state']}")
+        fates[job.name] = f"was {own['state']}, is CANCELLED"
+      else:
+        fates[job.name] = f"is {own['state']}"
+    return fates
+
+
+def _whole_arrays(names: Sequence[str], ids: Mapping[str, str]) -> list[str]:
+  """The ids of jobs as scancel takes them, an array as one where all of its tasks are meant."""
+  wanted: dict[str, set[int]] = {}
+  there: dict[str, set[int]] = {}
+  for task in ids.values():
+    xid, _, index = task.partition("_")
+    there.setdefault(xid, set()).add(int(index))
+  for name in names:
+    if name in ids:
+      xid, _, index = ids[name].partition("_")
+      wanted.setdefault(xid, set()).add(int(index))
+  return [
+    xid if found == there[xid] else f"{xid}_[{ranges(sorted(found))}]"
+    for xid, found in wanted.items()
+  ]
+
+
+def _scancel(ids: Iterable[str]) -> None:
+  ids = list(ids)
+  if ids:
+    try:
+      call("scancel", *ids)
+    except SlurmError as e:
+      _say(f"{e} To cancel by hand: scancel {' '.join(ids)}")
+
+
+def _say(text: str) -> None:
+  print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
+# Status
+
+# Slurm's word on a task: state and reason.
+Answer = tuple[str, str]
+
+
+class View:
+  """What Slurm says of tasks, asked for all of them at once."""
+
+  def __init__(self, ids: Mapping[str, str]):
+    """`ids`: each job's newest task id by the job's name, {"wid=0-...": "12_0"}."""
+    self.ids = dict(ids)
+    self.answers: dict[str, Answer] = {}
+    self.misses: dict[str, int] = {}
+    self.submitted = 0.0
+    self._now = time.time()
+
+  def look(self, jobs: Sequence[launchers.Job]) -> list[str]:
+    """Asks Slurm about the jobs whose own records are not final; returns notes for people."""
+    notes: list[str] = []
+    names = [job.name for job in jobs if job.folder.read_state().get("state") not in _FINAL]
+    wanted = [self.ids[name] for name in names if name in self.ids]
+    if not wanted:
+      return notes
+    unknown = self._ask_squeue(wanted, notes)
+    if unknown:
+      self._ask_sacct(unknown)
+      unknown = [task for task in unknown if task not in self.answers]
+    if unknown and not notes:
+      time.sleep(_LOOK_AGAIN_SECONDS)
+      self._ask_squeue(unknown, notes)
+    return notes
+
+  def _ask_squeue(self, wanted: Sequence[str], notes: list[str]) -> list[str]:
+    arrays = ",".join(dict.fromkeys(task.split("_")[0] for task in wanted))
+    try:
+      said = call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", arrays)
+    except SlurmError as e:
+      if "Invalid job id" not in str(e):
+        notes.append(f"{e} The states are the runs' own.")
+        return list(wanted)
+      said = ""
+    found = {}
+    for line in said.splitlines():
+      task, _, rest = line.strip().partition("|")
+      state, _, reason = rest.partition("|")
+      found[task] = (state, reason)
+    for task in wanted:
+      if task in found:
+        self.answers[task] = found[task]
+      else:
+        self.misses[task] = self.misses.get(task, 0) + 1
+    return [task for task in wanted if task not in found]
+
+  def _ask_sacct(self, wanted: Sequence[str]) -> None:
+    arrays = ",".join(dict.fromkeys(task.split("_")[0] for task in wanted))
+    try:
+      said = call("sacct", "-n", "-P", "-X", "-j", arrays, "-o", "JobID,State,ExitCode")
+    except SlurmError:  # Many sites have none.
+      return
+    for line in said.splitlines():
+      task, _, rest = line.strip().partition("|")
+      state, _, code = rest.partition("|")
+      if task in wanted and state:
+        self.answers[task] = (state.split()[0], f"exit code {code}")
+
+  def judged(self, job: launchers.Job) -> dict[str, Any]:
+    """A job's state record, completed by what Slurm said."""
+    record = {"state": "PENDING", **job.folder.read_state()}
+    if record["state"] in _FINAL:
+      return record
+    if job.after is not None and record["state"] == "PENDING":
+      first = self.judged(job.after)
+      if first["state"] in ("FAILED", "CANCELLED", "TIMEOUT", "LOST"):
+        reason = f"not started: {job.after.name} is {first['state']}"
+        return {**record, "state": "CANCELLED", "reason": reason}
+    task = self.ids.get(job.name)
+    if task is None:
+      return {**record, "reason": "not submitted: rerun does that"}
+    return judge(record, self.answers.get(task), self.misses.get(task, 0), self._age(job, record))
+
+  def _age(self, job: launchers.Job, record: Mapping[str, Any]) -> float:
+    """Seconds since the job was last heard of; infinite if its supervisor was here and is gone."""
+    heard = max(float(record.get("time", 0)), self.submitted)
+    if record["state"] == "RUNNING":
+      here = record.get("host") == socket.gethostname()
+      if here and runs.lock_holder(job.folder.supervisor_lock_file) is None:
+        return float("inf")
+      with contextlib.suppress(OSError):
+        heard = max(heard, job.folder.supervisor_lock_file.stat().st_mtime)
+    return self._now - heard
+
+
+def judge(
+  record: Mapping[str, Any], answer: Optional[Answer], misses: int, age: float
+) -> dict[str, Any]:
+  """A job's state from its own record and Slurm's answer; the record's own end always counts.
+
+  Args:
+    record: The job's state record.
+    answer: Slurm's state and reason; None where it did not list the task.
+    misses: How often Slurm answered without listing the task.
+    age: Seconds since the job was last heard of.
+  """
+  state = record["state"]
+  fresh = age < STALE_SECONDS
+  if state in _FINAL:
+    return dict(record)
+  if answer is not None and answer[0] in _ACTIVE:
+    if answer[1] == "DependencyNeverSatisfied":
+      return {**record, "state": "CANCELLED", "reason": "its dependency cannot be met any more"}
+    if answer[0] not in _WAITING:
+      return {**record, **({} if state == "RUNNING" else {"reason": f"Slurm: {answer[0]}"})}
+    if state == "RUNNING":
+      if fresh:
+        return dict(record)
+      return {**record, "state": "REQUEUED", "reason": f"starts again (Slurm: {answer[1]})"}
+    return {**record, "reason": f"Slurm: {answer[1]}"}
+  if state == "RUNNING" and fresh:
+    return dict(record)
+  if answer is not None:
+    if answer[0] == "COMPLETED" and fresh:  # Its end mark may be on its way through the network.
+      return dict(record)
+    mapped = _ENDED.get(answer[0], "LOST")
+    words = f"Slurm: {answer[0]} ({answer[1]}), and the task left no end mark; see its log"
+    return {**record, "state": mapped, "reason": words}
+  if misses >= 2 and not fresh:
+    words = "its process is gone without a word" if age == float("inf") else "not heard of since"
+    words += "" if age == float("inf") else f" {age / 60:.0f} min"
+    return {**record, "state": "LOST", "reason": f"Slurm does not list it; {words}"}
+  return dict(record)
+
+
+# In the job
+
+
+class _Requeues(supervise.Restarts):
+  """A task that its time limit interrupts is requeued by scontrol; within limits."""
+
+  def __init__(self, folder: runs.RunDir, max_requeues: int, task: str):
+    self._folder, self._max, self._task = folder, max_requeues, task
+    self._wanted = False
+
+  def _newest(self) -> str:
+    """The newest checkpoint's name; empty where there is none."""
+    return max((path.name for path in self._folder.checkpoints_dir.glob("step-*")), default="")
+
+  def _idle_restarts(self, record: Mapping[str, Any]) -> int:
+    """How many restarts in a row, the recorded attempt included, saved no newer checkpoint."""
+    if record.get("restart", 0) == 0 or record.get("started_from") != self._newest():
+      return 0
+    return int(record.get("idle_restarts", 0)) + 1
+
+  def _no_progress(self, record: Mapping[str, Any]) -> Optional[str]:
+    if self._idle_restarts(record) < 2:
+      return None
+    newest = self._newest() or "none at all"
+    return f"no progress: two restarts saved no newer checkpoint than {newest}"
+
+  def start(self, before: Mapping[str, Any]) -> tuple[dict[str, Any], Optional[str]]:
+    restart = int(before["restart"]) + 1 if "restart" in before else 0
+    facts = {
+      "slurm_job": self._task,
+      "node": os.environ.get("SLURMD_NODENAME"),
+      "restart": restart,
+      "started_from": self._newest(),
+      "idle_restarts": self._idle_restarts(before),
+    }
+    return facts, self._no_progress(before)
+
+  def stop(self, record: Mapping[str, Any], sent: Sequence[int]) -> tuple[str, Optional[str]]:
+    failed = self._no_progress(record)
+    if failed is not None:
+      return "FAILED", failed
+    if signal.SIGTERM in sent and signal.SIGUSR2 in sent:
+      return "TIMEOUT", "saved its state too late to be requeued: raise --signal=B:USR2@<seconds>"
+    if signal.SIGTERM in sent:
+      return "REQUEUED", "stopped by Slurm (preempted, or scancel)"
+    count = int(record.get("requeues", 0))
+    if count >= self._max:
+      return "TIMEOUT", f"requeued {count} times already (MAX_REQUEUES in slurm_template.py)"
+    self._wanted = True
+    return "REQUEUED", None
+
+  def restart(self) -> Optional[str]:
+    if not self._wanted:
+      return None
+    count = int(self._folder.read_state().get("requeues", 0))
+    try:
+      self._folder.write_state("REQUEUED", requeues=count + 1)
+      call("scontrol", "requeue", self._task)
+    except (SlurmError, OSError) as e:
+      if isinstance(e, SlurmError) and e.code in (-signal.SIGTERM, -signal.SIGKILL):
+        return None  # The requeue ends all of the job's processes, this command's included.
+      return f"interrupted by its time limit, and could not be requeued: {e}"
+    return None
+
+
+def run_task(folder: pathlib.Path, kind: str, offset: int) -> int:
+  """Runs the job of this array task under the supervisor; returns the exit code."""
+  array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+  experiment = launchers.Experiment.open(folder)
+  job = experiment.job(kind, offset + int(index))
+  os.environ.update(job.env)
+  os.environ["PYTHONUNBUFFERED"] = "1"
+  cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+  if cpus and not os.environ.get("NTC_NUM_THREADS"):
+    os.environ["NTC_NUM_THREADS"] = cpus
+  job.folder.path.mkdir(parents=True, exist_ok=True)
+  os.chdir(job.cwd)
+  deadline = time.monotonic() + _LOCK_SECONDS
+  while time.monotonic() < deadline and _is_held(job.folder):  # A former attempt may be ending.
+    time.sleep(1.0)
+  limit = int(experiment.record["executor"].get("max_requeues", 0))
+  return supervise.supervise(job.folder, job.argv, _Requeues(job.folder, limit, f"{array}_{index}"))
+
+
+def _is_held(folder: runs.RunDir) -> bool:
+  files = (folder.supervisor_lock_file, folder.lock_file)
+  return any(runs.lock_holder(file) is not None for file in files)
+
+
+def main(argv: Sequence[str]) -> int:
+  """The command line of a task; see the module's docstring."""
+  if len(argv) != 3 or not argv[2].isdigit() or "SLURM_ARRAY_TASK_ID" not in os.environ:
+    print("usage, within a Slurm array: python -m common.slurm EXPERIMENT run|eval OFFSET",
+          file=sys.stderr)  # fmt: skip
+    return 2
+  try:
+    return run_task(pathlib.Path(argv[0]), argv[1], int(argv[2]))
+  except (launchers.LaunchError, runs.RunError, OSError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

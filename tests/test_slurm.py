@@ -1,0 +1,581 @@
+# ruff: noqa: F811
+"""The Slurm executor on a fake cluster (tests/fake_slurm.py): records, faults, signals, reruns."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import launch_eval
+import slurm_template
+from common import launchers, runs, slurm
+from tests import fake_slurm
+from tests.test_launch import command, project, runs_within, tree  # noqa: F401
+from tests.test_launch import wait_for as wait_some_seconds
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def wait_for(condition):
+  wait_some_seconds(condition, 60.0)
+
+
+class Cluster:
+  """What a test does to the fake cluster."""
+
+  def __init__(self, folder):
+    self.variables = fake_slurm.install(folder)
+    self.state = folder / "state"
+
+  def fault(self, name, there=True):
+    (self.state / name).touch() if there else (self.state / name).unlink()
+
+  def arrays(self):
+    return [fake_slurm.Array(p.name) for p in sorted(self.state.iterdir()) if p.name.isdigit()]
+
+  def states(self, xid):
+    array = fake_slurm.Array(xid)
+    return [array.read(index)["state"] for index in array.tasks()]
+
+  def wait(self):
+    def over():
+      return all(s in fake_slurm.ENDED for a in self.arrays() for s in self.states(a.xid))
+
+    wait_for(over)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+  found = Cluster(tmp_path / "cluster")
+  for name, value in found.variables.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr("configs.EXECUTOR", "slurm")
+  monkeypatch.setattr("configs.SLURM_DIR", tmp_path / "slurm jobs")
+  monkeypatch.setattr(slurm, "_LOOK_AGAIN_SECONDS", 0.0)
+  for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
+    monkeypatch.delenv(name)
+  yield found
+  for array in found.arrays():
+    fake_slurm.scancel([array.xid])
+
+
+def submit(command, *argv, config=None):
+  """Launches; returns the experiment's id."""
+  code = command.launch(*argv, config=config)
+  assert code == 0, command.err + command.out
+  return next(line.split()[1][:-1] for line in command.out.splitlines() if "Experiment" in line)
+
+
+def status(command, xid):
+  """Every job's state as `status` shows it, after one call."""
+  assert command("status", xid) == 0
+  rows = [line.split() for line in command.out.splitlines() if line.startswith("wid=")]
+  return [row[1] for row in rows]
+
+
+# Submission
+
+
+def test_sweep_of_4_goes_through_as_one_array(command, cluster):
+  xid = submit(command, "--args=--note 'two words'", "--sargs=--partition=debug --time=1")
+  (array,) = cluster.arrays()
+  assert (array.xid, array.job()["array"]) == (xid, "0-3")
+  argv = json.loads((array.path / "argv.json").read_text())
+  assert argv[-2:] == ["--partition=debug", "--time=1"]
+  experiment = command.experiments / xid
+  assert (experiment / "sbatch" / f"{xid}.sh").read_text() == (array.path / "script.sh").read_text()
+  cluster.wait()
+  assert cluster.states(xid) == ["COMPLETED"] * 4
+  assert status(command, xid) == ["DONE"] * 4
+  record = json.loads((experiment / "experiment.json").read_text())
+  assert record["executor"]["sargs"] == ["--partition=debug", "--time=1"]
+  assert [r["overrides"]["seed"] for r in record["runs"]] == [0, 1, 0, 1]
+  for wid in range(4):
+    run = command.run(xid, wid)
+    facts = json.loads((run.path / "facts.json").read_text())
+    assert facts["argv"] == ["--workdir", str(run.path), "--note", "two words"]
+    assert facts["cwd"] == str(experiment / "source")
+    assert run.read_state()["slurm_job"] == f"{xid}_{wid}"
+    assert run.xid == xid
+    assert (experiment / "logs" / f"{xid}_{wid}.txt").exists()
+
+
+def test_dry_run_shows_the_batch_script_and_needs_no_slurm(command, project, tmp_path):
+  before = tree(tmp_path)
+  argv = ["--dry_run", "--executor=slurm", "--then_eval=sample", "--sargs=--mem '4 G'", "--jobs=2"]
+  assert command.launch(*argv) == 0
+  assert tree(tmp_path) == before
+  for part in ("#SBATCH --array=0-3%2", "--signal=B:USR2@", "'--mem' '4 G'", "aftercorr", "4 sett"):
+    assert part.replace("'--mem'", "--mem") in command.out
+  assert "common.slurm" in command.out
+
+
+def test_without_slurm_the_error_names_the_fix(command, tmp_path, monkeypatch):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  for argv in (["--executor=slurm"], ["--executor=slurm", "--test_only"]):
+    assert command.launch(*argv) == 2
+    assert "sbatch" in command.err
+    assert "--executor=local" in command.err
+  assert not command.experiments.exists()
+
+
+def test_executor_is_chosen_by_what_is_there(command, cluster, tmp_path, monkeypatch):
+  monkeypatch.setattr("configs.EXECUTOR", "")
+  submit(command, config=f"{command.config}:tiny")
+  assert len(cluster.arrays()) == 1
+  monkeypatch.setenv("PATH", "/nowhere")
+  assert command.launch("--sargs=--partition=gpu", config=f"{command.config}:tiny") == 0
+  assert "no sbatch here" in command.out
+  assert "2 DONE" in command.out
+  assert command.launch("--executor=local", "--sargs=--partition=gpu") == 2
+  cluster.wait()
+
+
+def test_test_only_submits_nothing(command, cluster):
+  assert command.launch("--test_only") == 0
+  assert "to start at" in command.out
+  assert cluster.arrays() == []
+  assert not command.experiments.exists()
+
+
+@pytest.mark.parametrize(
+  ("sargs", "says"),
+  [
+    ("--array=0-3", "set by the launcher"),
+    ("-W", "set by the launcher"),
+    ("--signal=USR1@60", "B:USR2"),
+    ("it's", "quotation"),
+  ],
+)
+def test_wrong_sargs_stop_before_anything_is_written(command, cluster, sargs, says):
+  assert command.launch(f"--sargs={sargs}") == 2
+  assert says in command.err
+  assert cluster.arrays() == []
+  assert not command.experiments.exists()
+
+
+def test_refused_submission_leaves_nothing_and_gives_slurms_words(command, cluster):
+  cluster.fault("sbatch-refuses-1")
+  assert command.launch() == 2
+  assert "Job violates accounting policy" in command.err
+  assert not command.experiments.exists()
+
+
+def test_failed_creation_takes_the_array_back(command, cluster, monkeypatch):
+  monkeypatch.setattr(launchers, "snapshot", lambda *args, **kwargs: 0)  # It lacks the task.
+  assert command.launch() == 2
+  assert "snapshot lacks" in command.err
+  (array,) = cluster.arrays()
+  assert cluster.states(array.xid) == ["CANCELLED"] * 4
+
+
+def test_variables_of_an_outer_job_do_not_leak(command, cluster, monkeypatch):
+  monkeypatch.setenv("SLURM_JOB_ID", "7")
+  monkeypatch.setenv("SLURM_MEM_PER_CPU", "3")
+  monkeypatch.setenv("SBATCH_PARTITION", "x")
+  monkeypatch.setenv("SLURM_CONF", "/a/slurm.conf")
+  submit(command)
+  environment = json.loads((cluster.arrays()[0].path / "environment.json").read_text())
+  names = {n for n in environment if n.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+  assert names == {"SLURM_CONF"}
+  cluster.wait()
+
+
+def test_large_sweep_goes_in_chunks_and_one_may_be_refused(command, cluster, project):
+  file = project / "fake" / "configs" / "base.py"
+  file.write_text(file.read_text().replace("[0, 1]", "range(4)"))
+  (cluster.state / "max_array_size").write_text("3")
+  cluster.fault("sbatch-refuses-2")
+  assert command.launch("--then_eval=sample") == 1
+  xid = cluster.arrays()[0].xid
+  assert "accounting policy" in command.err
+  assert f"Submitted: run 0-2 as {xid}." in command.err
+  assert "Not submitted: wid 0-7" in command.err  # Their evaluations, or all of them.
+  assert f"rerun {command.experiments}/{xid}".replace(" ", "") in command.err.replace(
+    "'", ""
+  ).replace(" ", "")
+  cluster.wait()
+  shown = status(command, xid)
+  assert shown[:8] == ["DONE"] * 3 + ["PENDING"] * 5
+  assert "not submitted" in command.out
+  assert command("rerun", xid) == 0, command.err
+  assert [a.job()["array"] for a in cluster.arrays()] == ["0-2", "0-2", "0-2", "0-1", "0-2", "0-1"]
+  cluster.wait()
+  assert command("status", xid) == 0
+  assert "16 DONE" in command.out
+
+
+def test_1000_settings_are_one_sbatch_and_quick(command, cluster, project):
+  cluster.fault("nothing-starts")
+  file = project / "fake" / "configs" / "base.py"
+  file.write_text(file.read_text().replace("[0, 1]", "range(500)"))
+  argv = [sys.executable, "launch.py", "--main=fake.train", f"--config={file}"]
+  argv.append(f"--experiments_dir={command.experiments}")
+  assert "1000 jobs" in runs_within(2.0, argv, project)
+  calls = len((cluster.state / "sbatch-calls").read_text())
+  assert calls == len(list(command.experiments.iterdir())) == len(cluster.arrays())
+  xid = cluster.arrays()[0].xid
+  assert len(list((command.experiments / xid).glob("wid=*"))) == 1000
+  assert "1000 PENDING" in runs_within(
+    2.0, [sys.executable, "launch.py", "status", str(command.experiments / xid)], project
+  )
+
+
+def test_run_directories_of_a_large_sweep_are_made_by_the_jobs(command, cluster, monkeypatch):
+  monkeypatch.setattr(launchers, "MOST_FOLDERS_AT_ONCE", 3)
+  cluster.fault("nothing-starts")
+  xid = submit(command)
+  experiment = command.experiments / xid
+  assert list(experiment.glob("wid=*")) == []
+  assert status(command, xid) == ["PENDING"] * 4
+  cluster.fault("nothing-starts", there=False)
+  fake_slurm._start(cluster.arrays()[0])
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 4
+  values = [command.run(xid, wid).read_work_unit().config for wid in range(4)]
+  assert [v["model_config"]["rd_lambda"] for v in values] == [0.08, 0.08, 0.01, 0.01]
+  assert [v["seed"] for v in values] == [0, 1, 0, 1]
+  assert [v["num_steps"] for v in values] == [4] * 4
+
+
+# Failures, and what follows
+
+
+def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
+  needed = tmp_path / "needed"
+  xid = submit(command, f"--config.needs={needed}")
+  cluster.wait()
+  assert status(command, xid) == ["DONE", "FAILED", "DONE", "DONE"]
+  assert cluster.states(xid)[1] == "FAILED"
+  assert "FileNotFoundError: needs" in command.out
+  assert "Traceback" in command.run(xid, 1).read_state()["traceback"]
+  needed.touch()
+  assert command("rerun", xid, "--states=FAILED") == 0
+  assert cluster.arrays()[-1].job()["array"] == "1"
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 4
+  assert command("rerun", xid) == 0
+  assert "Nothing to rerun" in command.out
+
+
+def test_evaluations_follow_task_by_task(command, cluster, tmp_path):
+  needed = tmp_path / "needed"
+  argv = ["--then_eval=sample", f"--config.needs={needed}"]
+  xid = submit(command, *argv)
+  _, evaluation = cluster.arrays()
+  assert evaluation.job()["dependency"] == f"aftercorr:{xid}"
+  assert evaluation.job()["kill-on-invalid-dep"] == "yes"
+  cluster.wait()
+  assert command("status", xid) == 0
+  assert "1 CANCELLED, 6 DONE, 1 FAILED" in command.out
+  assert "not started: wid=1" in command.out
+  evaluated = json.loads((command.run(xid, 0).path / "eval-sample" / "facts.json").read_text())
+  trained = json.loads((command.run(xid, 0).path / "facts.json").read_text())
+  assert evaluated["time"] > trained["time"]
+  needed.touch()
+  assert command("rerun", xid) == 0
+  assert [a.job()["array"] for a in cluster.arrays()[2:]] == ["1", "1"]
+  assert cluster.arrays()[3].job()["dependency"] == f"aftercorr:{cluster.arrays()[2].xid}"
+  cluster.wait()
+  assert command("status", xid) == 0
+  assert "8 DONE" in command.out
+
+
+def waiting(command, cluster, tmp_path, *argv):
+  """Two running tasks that wait for the file `go` or a signal; returns the experiment's id."""
+  argv = ["--config.mode=wait", f"--config.needs={tmp_path / 'go'}", *argv]
+  xid = submit(command, *argv, config=f"{command.config}:tiny")
+  wait_for(lambda: all("step" in command.run(xid, wid).read_state() for wid in range(2)))
+  return xid
+
+
+@pytest.fixture
+def listens(project):
+  """The fake trainer stops at USR2, too, and saves checkpoints as real ones are named."""
+  file = project / "fake" / "train.py"
+  text = file.read_text()
+  handler = "signal.signal(signal.SIGTERM, lambda n, f: stop.append(n))"
+  text = text.replace(handler, f"{handler}\n{handler.replace('TERM', 'USR2')}")
+  text = text.replace(
+    "saved.write_text(str(step))",
+    "saved.write_text(str(step)); (run.checkpoints_dir / f'step-{step:08d}').mkdir("
+    "parents=True, exist_ok=True)",
+  )
+  assert "SIGUSR2" in text
+  file.write_text(text)
+
+
+def test_time_limit_requeues_the_task_which_goes_on(command, cluster, tmp_path, listens):
+  xid = waiting(command, cluster, tmp_path)
+  cluster.fault("requeue-delay")
+  fake_slurm.send(xid, 1, signal.SIGUSR2)
+  wait_for(lambda: fake_slurm.Array(xid).read(1)["state"] == "PENDING")
+  assert status(command, xid) == ["RUNNING", "REQUEUED"]
+  assert "BeginTime" in command.out
+  assert command("rerun", xid) == 1
+  assert "Nothing to rerun" in command.out
+  (tmp_path / "go").touch()
+  cluster.fault("requeue-delay", there=False)
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+  state = command.run(xid, 1).read_state()
+  assert (state["attempt"], state["requeues"], state["restart"]) == (2, 1, 1)
+  assert len(cluster.arrays()) == 1
+
+
+def test_preempted_task_saves_and_does_not_requeue_itself(command, cluster, tmp_path, listens):
+  xid = waiting(command, cluster, tmp_path)
+  fake_slurm.requeue(xid, 0)
+  wait_for(lambda: command.run(xid, 0).read_state().get("attempt") == 2)
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+  assert "requeues" not in command.run(xid, 0).read_state()
+
+
+@pytest.mark.parametrize("how", ["refused", "missing"])
+def test_task_that_cannot_be_requeued_is_timeout_and_rerun(
+  command, cluster, tmp_path, monkeypatch, listens, how
+):
+  if how == "refused":
+    cluster.fault("no-requeue")
+  monkeypatch.setenv("PATH", str(tmp_path / "cluster" / "bin"))
+  xid = waiting(command, cluster, tmp_path)
+  if how == "missing":
+    (tmp_path / "cluster" / "bin" / "scontrol").rename(tmp_path / "scontrol")
+  fake_slurm.send(xid, 0, signal.SIGUSR2)
+  wait_for(lambda: command.run(xid, 0).read_state()["state"] == "TIMEOUT")
+  reason = command.run(xid, 0).read_state()["reason"]
+  assert ("presently disabled" if how == "refused" else "no 'scontrol'") in reason
+  if how == "missing":
+    (tmp_path / "scontrol").rename(tmp_path / "cluster" / "bin" / "scontrol")
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert status(command, xid) == ["TIMEOUT", "DONE"]
+  assert command("rerun", xid) == 0
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+def test_restarts_without_a_newer_checkpoint_end(command, cluster, tmp_path, listens, project):
+  xid = waiting(command, cluster, tmp_path)
+  text = (command.experiments / xid / "source" / "fake" / "train.py").read_text()
+  back = "    step = step if os.path.exists(config['needs']) else 1\n"
+  stuck = text.replace("    while mode ==", f"{back}    while mode ==")
+  assert stuck != text
+  (command.experiments / xid / "source" / "fake" / "train.py").write_text(stuck)
+  for attempt in range(1, 4):
+    wait_for(lambda n=attempt: command.run(xid, 0).read_state().get("attempt") == n)
+    wait_for(lambda: "pid" in command.run(xid, 0).read_state())
+    fake_slurm.send(xid, 0, signal.SIGUSR2)
+  wait_for(lambda: command.run(xid, 0).read_state()["state"] == "FAILED")
+  assert "no progress" in command.run(xid, 0).read_state()["reason"]
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert command.run(xid, 0).read_state()["attempt"] == 3
+  assert command("rerun", xid) == 0  # It counts anew.
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+def test_number_of_requeues_is_limited(command, cluster, tmp_path, listens, monkeypatch):
+  monkeypatch.setattr(slurm_template, "MAX_REQUEUES", 0)
+  xid = waiting(command, cluster, tmp_path)
+  fake_slurm.send(xid, 0, signal.SIGUSR2)
+  wait_for(lambda: command.run(xid, 0).read_state()["state"] == "TIMEOUT")
+  assert "MAX_REQUEUES" in command.run(xid, 0).read_state()["reason"]
+
+
+def test_cancel_stops_what_runs_and_what_waits(command, cluster, tmp_path):
+  xid = submit(command, "--config.mode=wait", f"--config.needs={tmp_path / 'go'}", "--jobs=2")
+  wait_for(lambda: sum("step" in command.run(xid, w).read_state() for w in range(4)) == 2)
+  assert command("cancel", xid) == 0
+  assert command.out.count("is asked to save its state and stop") == 2
+  cluster.wait()
+  assert cluster.states(xid)[2:] == ["CANCELLED"] * 2
+  assert status(command, xid) == ["CANCELLED"] * 4
+  assert (command.run(xid, 0).path / "saved").exists()
+  assert command("cancel", xid) == 0
+  assert command.out.count("already") == 4
+  assert command("rerun", xid) == 1
+  (tmp_path / "go").touch()
+  assert command("rerun", xid, "--states=CANCELLED", "--wids=0-1") == 0
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2 + ["CANCELLED"] * 2
+
+
+def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster, capsys, project):
+  xid = submit(command, config=f"{command.config}:tiny")
+  cluster.wait()
+  argv = [f"--workdirs={command.experiments}/{xid}/wid=*", "--dataset=sample"]
+  assert launch_eval.main(argv, project) == 0
+  capsys.readouterr()
+  assert cluster.arrays()[-1].job()["array"] == "0-1"
+  evaluation = launchers.find_experiment(cluster.arrays()[-1].xid)
+  cluster.wait()
+  assert [launchers.observe(job.folder)["state"] for job in evaluation.jobs()] == ["DONE"] * 2
+  facts = json.loads((command.run(xid, 1).path / "eval-sample" / "facts.json").read_text())
+  assert facts["cwd"] == str(evaluation.source)
+  assert command("status", str(evaluation.path)) == 0
+  assert "2 DONE" in command.out
+
+
+# Status
+
+
+def record(state, **facts):
+  return {"state": state, **facts}
+
+
+OLD, NEW = 1e6, 1.0
+
+
+@pytest.mark.parametrize(
+  ("own", "answer", "misses", "age", "state"),
+  [
+    ("DONE", ("FAILED", ""), 0, OLD, "DONE"),  # Own records first.
+    ("FAILED", ("COMPLETED", ""), 0, OLD, "FAILED"),
+    ("RUNNING", ("RUNNING", ""), 0, OLD, "RUNNING"),
+    ("RUNNING", None, 2, NEW, "RUNNING"),
+    ("RUNNING", None, 1, OLD, "RUNNING"),
+    ("RUNNING", None, 0, OLD, "RUNNING"),  # Slurm could not be asked.
+    ("RUNNING", None, 2, OLD, "LOST"),
+    ("RUNNING", ("PENDING", "BeginTime"), 0, NEW, "RUNNING"),
+    ("RUNNING", ("PENDING", "BeginTime"), 0, OLD, "REQUEUED"),
+    ("RUNNING", ("TIMEOUT", ""), 0, OLD, "TIMEOUT"),
+    ("RUNNING", ("TIMEOUT", ""), 0, NEW, "RUNNING"),
+    ("RUNNING", ("NODE_FAIL", ""), 0, OLD, "LOST"),
+    ("RUNNING", ("OUT_OF_MEMORY", ""), 0, OLD, "FAILED"),
+    ("RUNNING", ("COMPLETED", ""), 0, OLD, "FAILED"),
+    ("PENDING", ("PENDING", "Resources"), 0, OLD, "PENDING"),
+    ("PENDING", ("PENDING", "DependencyNeverSatisfied"), 0, NEW, "CANCELLED"),
+    ("PENDING", ("FAILED", "0:53"), 0, NEW, "FAILED"),
+    ("PENDING", ("COMPLETED", ""), 0, NEW, "PENDING"),
+    ("PENDING", None, 2, NEW, "PENDING"),
+    ("PENDING", None, 2, OLD, "LOST"),
+    ("REQUEUED", ("PENDING", "BeginTime"), 0, OLD, "REQUEUED"),
+    ("REQUEUED", ("CANCELLED", ""), 0, NEW, "CANCELLED"),
+    ("REQUEUED", ("TIMEOUT", ""), 0, NEW, "TIMEOUT"),
+  ],
+)
+def test_state_from_own_record_and_slurms_answer(own, answer, misses, age, state):
+  assert slurm.judge(record(own), answer, misses, age)["state"] == state
+
+
+@pytest.mark.parametrize("fault", ["squeue-empty", "squeue-fails"])
+def test_a_silent_squeue_is_no_failure_of_the_job(command, cluster, tmp_path, fault):
+  xid = waiting(command, cluster, tmp_path)
+  cluster.fault(fault)
+  assert status(command, xid) == ["RUNNING"] * 2
+  if fault == "squeue-fails":
+    assert "Unable to contact slurm controller" in command.out
+    assert command("rerun", xid) == 2
+    assert "Unable to contact" in command.err
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+def test_lagging_squeue_does_not_hide_an_end(command, cluster, tmp_path):
+  xid = waiting(command, cluster, tmp_path)
+  cluster.fault("squeue-lag")
+  assert status(command, xid) == ["RUNNING"] * 2
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+def test_killed_task_is_lost_and_rerun(command, cluster, tmp_path):
+  xid = waiting(command, cluster, tmp_path)
+  cluster.fault("squeue-empty")
+  os.killpg(fake_slurm.Array(xid).read(0)["pid"], signal.SIGKILL)
+  wait_for(lambda: cluster.states(xid)[0] == "FAILED")
+  assert status(command, xid) == ["LOST", "RUNNING"]
+  (tmp_path / "go").touch()
+  cluster.wait()
+  cluster.fault("squeue-empty", there=False)
+  assert status(command, xid) == ["FAILED", "DONE"]  # Slurm's word is known again.
+  assert command("rerun", xid) == 0
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_sacct_is_asked_where_squeue_has_forgotten(command, cluster, tmp_path, empty):
+  xid = waiting(command, cluster, tmp_path)
+  os.killpg(fake_slurm.Array(xid).read(0)["pid"], signal.SIGKILL)
+  wait_for(lambda: cluster.states(xid)[0] == "FAILED")
+  for name in ("squeue-empty", "sacct", *(["sacct-empty"] if empty else [])):
+    cluster.fault(name)
+  assert status(command, xid) == ["LOST" if empty else "FAILED", "RUNNING"]
+  (tmp_path / "go").touch()
+  cluster.wait()
+
+
+def test_heartbeat_of_another_machines_task(tmp_path):
+  job = launchers.Job("a", (), runs.RunDir(tmp_path), tmp_path, {})
+  job.folder.write_state("RUNNING", host="elsewhere")
+  job.folder.supervisor_lock_file.touch()
+  view = slurm.View({"a": "1_0"})
+  view.misses["1_0"] = 2
+  state = {**job.folder.read_state(), "time": 0.0}
+  runs.write_json(job.folder.state_file, state)
+  assert view.judged(job)["state"] == "RUNNING"
+  old = time.time() - 2 * slurm.STALE_SECONDS
+  os.utime(job.folder.supervisor_lock_file, (old, old))
+  assert view.judged(job)["state"] == "LOST"
+
+
+def test_watch_ends_with_the_last_job(command, cluster, tmp_path):
+  xid = waiting(command, cluster, tmp_path)
+  argv = [sys.executable, "launch.py", "status", xid, "--watch", "--every=0.1"]
+  argv.append(f"--experiments_dir={command.experiments}")
+  process = subprocess.Popen(argv, cwd=command.project, stdout=subprocess.PIPE, text=True)
+  while "2 RUNNING" not in process.stdout.readline():
+    pass
+  (tmp_path / "go").touch()
+  out, _ = process.communicate(timeout=30)
+  assert process.returncode == 0
+  assert "2 DONE" in out
+  cluster.wait()
+
+
+# The template
+
+
+def test_the_shipped_template_is_whole():
+  text = slurm.fill(slurm_template.TEMPLATE, dict.fromkeys(slurm.FIELDS, "VALUE"))
+  assert text.count("VALUE") == len(slurm.FIELDS)
+  for option in ("--requeue", "--open-mode=append", "--signal=B:USR2@"):
+    assert f"#SBATCH {option}" in text
+
+
+@pytest.mark.parametrize(
+  ("template", "says"),
+  [
+    (slurm_template.TEMPLATE.replace("{array}", "{aray}"), ["{aray}", "{array}", "{command}"]),
+    (slurm_template.TEMPLATE.replace("{log_file}", "x"), ["missing field {log_file}"]),
+  ],
+)
+def test_unknown_and_missing_fields_are_named(command, cluster, monkeypatch, template, says):
+  monkeypatch.setattr(slurm_template, "TEMPLATE", template)
+  assert command.launch() == 2
+  for part in says:
+    assert part in command.err
+  assert cluster.arrays() == []
+
+
+def test_shell_variables_in_a_template_are_left_alone():
+  template = slurm_template.TEMPLATE + "# ${HOME} { echo; } {a,b}\n"
+  text = slurm.fill(template, dict.fromkeys(slurm.FIELDS, ""))
+  assert text.endswith("# ${HOME} { echo; } {a,b}\n")
+
+
+def test_ranges():
+  assert slurm.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+  assert slurm.ranges([]) == ""
