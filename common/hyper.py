@@ -20,7 +20,6 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
-import json
 import math
 import pathlib
 import re
@@ -324,12 +323,84 @@ def expand(
     ConfigError: A setting has an unknown key or a wrong type, an override is swept, or two
       settings, or their run names, are the same.
   """
-  units = [
-    make_work_unit(config_file, family, task, wid, overrides, check, setting=setting)
-    for wid, setting in enumerate(_settings(config_file, overrides or {}))
-  ]
+  settings = _settings(config_file, overrides or {})
+  units = [make_work_unit(config_file, family, task, 0, overrides, check, setting=settings[0])]
+  if len(settings) > 1:
+    units += _other_units(config_file, units[0], settings, overrides or {}, check)
   _refuse_duplicates(units)
   return units
+
+
+def _other_units(
+  config_file: ConfigFile,
+  first: WorkUnit,
+  settings: Sequence[Setting],
+  overrides: Mapping[str, Any],
+  check: Optional[Callable[[ml_collections.ConfigDict], None]],
+) -> Iterator[WorkUnit]:
+  """The work units of all settings but the first.
+
+  Of many thousand settings, most differ in a few plain values. One config takes them in turn, and
+  the units share the parts that are alike. What other values may follow, needs a config of its own.
+  """
+  config = config_file.get_config()
+  set_values(config, overrides)
+  base = _with_absolute_paths(plain(config))
+  nodes: dict[str, Any] = {}
+  for wid, setting in enumerate(settings[1:], 1):
+    for key in setting:
+      if key not in nodes:
+        nodes[key] = _node_of_plain_value(config, key)
+    if None in [nodes[key] for key in setting]:
+      yield make_work_unit(
+        config_file, first.family, first.task, wid, overrides, check, setting=setting
+      )
+      continue
+    before = [(node, last, node[last]) for node, last in (nodes[key] for key in setting)]
+    set_values(config, setting)
+    if check is not None:
+      check(config)
+    values = base
+    for key in setting:
+      node, last = nodes[key]
+      changed = _with_absolute_paths(plain_value({last: node[last]}, key))
+      values = _with_value(values, key.split(".")[:-1], changed)
+    yield WorkUnit(
+      family=first.family,
+      task=first.task,
+      config=values,
+      wid=wid,
+      overrides={**setting, **overrides},
+      runname=config_file.get_cfg_str(config),
+      config_file=first.config_file,
+    )
+    for node, last, value in before:
+      node[last] = value
+
+
+def _node_of_plain_value(
+  config: ml_collections.ConfigDict, key: str
+) -> Optional[tuple[ml_collections.ConfigDict, str]]:
+  """The group and the name of a key where setting it changes nothing else and can be undone."""
+  try:
+    value = get_value(config, key)
+    *groups, last = key.split(".")
+    node = get_value(config, ".".join(groups)) if groups else config
+    stored = object.__getattribute__(node, "_fields")[last]
+  except (AttributeError, KeyError, ConfigError):  # The usual way has the right words.
+    return None
+  is_reference = isinstance(stored, ml_collections.FieldReference)
+  is_group = isinstance(value, ml_collections.ConfigDict)
+  return None if value is None or is_reference or is_group else (node, last)
+
+
+def _with_value(
+  config: Mapping[str, Any], groups: Sequence[str], changed: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A config with other values in one group; all else is shared."""
+  if not groups:
+    return {**config, **changed}
+  return {**config, groups[0]: _with_value(config[groups[0]], groups[1:], changed)}
 
 
 def make_work_unit(
@@ -431,9 +502,9 @@ def _refuse_duplicates(units: Sequence[WorkUnit]) -> None:
   # Whole configs are compared: a setting that only spells out a default is the same setting.
   configs: dict[str, int] = {}
   names: dict[str, int] = {}
+  shared: dict[int, str] = {}  # The digests of parts that units share, by their identity.
   for unit in units:
-    digest = hashlib.sha256(json.dumps(unit.config, sort_keys=True).encode()).hexdigest()
-    first = configs.setdefault(digest, unit.wid)
+    first = configs.setdefault(_digest(unit.config, shared), unit.wid)
     if first != unit.wid:
       raise ConfigError(
         f"Settings {first} and {unit.wid} of the sweep are the same: {unit.overrides}."
@@ -446,8 +517,25 @@ def _refuse_duplicates(units: Sequence[WorkUnit]) -> None:
       )
 
 
+def _digest(config: Mapping[str, Any], shared: dict[int, str]) -> str:
+  """Equal for equal configs; the configs must outlive `shared`."""
+  parts = []
+  for key, value in sorted(config.items()):
+    if isinstance(value, dict):
+      if id(value) not in shared:
+        shared[id(value)] = _digest(value, shared)
+      value = ("group", shared[id(value)])  # No config holds a tuple.
+    parts.append((key, value))
+  return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as nested dicts and lists, references resolved: what JSON gives back unchanged."""
+  return plain_value(config.to_dict(), "")
+
+
+def plain_value(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """`plain` of a dict; `where` is its dotted key, for messages."""
 
   def convert(value: Any, key: str) -> Any:
     if isinstance(value, dict):
@@ -462,7 +550,7 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
       return value
     raise ConfigError(f"A config holds numbers, strings, booleans and lists; {key!r} is {value!r}.")
 
-  return convert(config.to_dict(), "")
+  return {key: convert(value, where or key) for key, value in config.items()}
 
 
 def to_config(record: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -402,6 +402,8 @@ def find_runs(pattern: str) -> list[RunDir]:
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
   """Dotted keys at which two nested dicts differ."""
+  if a is b:
+    return []
   if isinstance(a, dict) and isinstance(b, dict):
     found: list[str] = []
     for key in sorted(set(a) | set(b)):
