@@ -443,7 +443,6 @@ class Experiment:
       if len(units) <= MOST_FOLDERS_AT_ONCE:
         for unit in units:
           runs.RunDir.of(folder, xid, unit).create_new(unit, xid)
-        os.sync()  # Once for all of them, before the record says that they are there.
       return {
         "family": units[0].family,
         "task": units[0].task,
@@ -608,7 +607,7 @@ class Experiment:
     return jobs
 
   def job(self, kind: str, wid: int) -> Job:
-    """One job, its run directory made where it is not there yet.
+    """One job, its run directory made where it is not there yet, or a loss of power damaged it.
 
     Raises:
       LaunchError: There is none.
@@ -619,8 +618,11 @@ class Experiment:
       raise LaunchError(f"{self.path} has no {kind!r} job with wid {wid}.")
     env = job_environment(self.record)
     job = self._job(found[0], env)
-    if self.record["task"] != EVAL_TASK and not job.folder.work_unit_file.is_file():
-      job.folder.create_new(self._unit(found[0]), self.xid)
+    if self.record["task"] != EVAL_TASK:
+      try:
+        runs.read_json(job.folder.work_unit_file)
+      except runs.RunError:
+        job.folder.create_new(self._unit(found[0]), self.xid)
     return job if kind == "run" else self._evaluation(job, env)
 
   def _job(self, run: Mapping[str, Any], env: Mapping[str, str]) -> Job:
@@ -814,7 +816,7 @@ def prepare(jobs: Iterable[Job], afresh: bool = False) -> None:
   for job in jobs:
     with contextlib.suppress(FileNotFoundError):
       job.folder.cancel_file.unlink()
-    job.folder.write_state("PENDING", reason=None, **forgotten)
+    job.folder.note_state("PENDING", reason=None, **forgotten)
 
 
 # Checks that need the families' own code, and TensorFlow: in a process of their own

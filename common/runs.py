@@ -101,8 +101,11 @@ def lock_holder(path: PathLike) -> Optional[str]:
   return None
 
 
-def atomic_write(path: PathLike, data: Union[str, bytes]) -> None:
-  """Writes a file whole or not at all: temporary file, fsync, rename; parents are made."""
+def atomic_write(path: PathLike, data: Union[str, bytes], sync: bool = True) -> None:
+  """Writes a file whole or not at all: temporary file, fsync, rename; parents are made.
+
+  Without `sync` it does not wait for the disk: a loss of power may leave an empty file.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   content = data.encode() if isinstance(data, str) else data
@@ -113,7 +116,8 @@ def atomic_write(path: PathLike, data: Union[str, bytes]) -> None:
     with os.fdopen(descriptor, "wb") as f:
       f.write(content)
       f.flush()
-      os.fsync(f.fileno())
+      if sync:
+        os.fsync(f.fileno())
     umask = os.umask(0)
     os.umask(umask)
     pathlib.Path(temporary).chmod(0o666 & ~umask)
@@ -124,9 +128,9 @@ def atomic_write(path: PathLike, data: Union[str, bytes]) -> None:
     raise
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: Any, sync: bool = True) -> None:
   """`atomic_write` of indented JSON. NaN is refused: it is not JSON."""
-  atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+  atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n", sync)
 
 
 def read_json(path: PathLike) -> Any:
@@ -307,10 +311,9 @@ class RunDir:
     self.write_state("PENDING")
 
   def create_new(self, unit: hyper.WorkUnit, xid: str) -> None:
-    """`create` where nothing else can have made the directory; the caller sees to syncing.
+    """`create` for one of many runs at once, in a place of its own: nothing waits for the disk.
 
-    Many thousand runs are made at once, or each by its own job: nothing is searched and nothing
-    waits for the disk.
+    The experiment's record holds all that is written here, see `launchers.Experiment.job`.
     """
     record = {"schema_version": SCHEMA_VERSION, "xid": xid, "work_unit": unit.to_json()}
     self.path.mkdir(parents=True, exist_ok=True)
@@ -338,13 +341,20 @@ class RunDir:
 
   def write_state(self, state: str, **facts: Any) -> None:
     """Records the run's state, whole; facts given before are kept, a fact of None is dropped."""
+    self._write_state(state, facts, sync=True)
+
+  def note_state(self, state: str, **facts: Any) -> None:
+    """`write_state` for many runs at once: nothing waits for the disk."""
+    self._write_state(state, facts, sync=False)
+
+  def _write_state(self, state: str, facts: Mapping[str, Any], sync: bool) -> None:
     if state not in STATES:
       raise ValueError(f"Unknown state {state!r}. Known: {', '.join(STATES)}.")
     record = self.read_state()
     if state != record.get("state"):
       record.pop("reason", None)
     record.update(facts, state=state, time=time.time())
-    write_json(self.state_file, {k: v for k, v in record.items() if v is not None})
+    write_json(self.state_file, {k: v for k, v in record.items() if v is not None}, sync)
 
   def read_state(self) -> dict[str, Any]:
     """The state record; empty where none was written."""

@@ -404,7 +404,7 @@ class SlurmExecutor(launchers.Executor):
       if state not in (*launchers.OPEN_STATES, "REQUEUED"):
         fates[job.name] = f"is {state} already"
         continue
-      runs.atomic_write(job.folder.cancel_file, f"cancelled {time.ctime()}\n")
+      runs.atomic_write(job.folder.cancel_file, f"cancelled {time.ctime()}\n", sync=False)
       marked.append(job)
     _scancel(_whole_arrays([job.name for job in marked], ids))
     for job in marked:
@@ -412,7 +412,7 @@ class SlurmExecutor(launchers.Executor):
       if own["state"] == "RUNNING" and self.observe(job)["state"] == "RUNNING":
         fates[job.name] = "is asked to save its state and stop"
       elif own["state"] in ("PENDING", "REQUEUED", "RUNNING"):
-        job.folder.write_state("CANCELLED", reason=f"cancelled while {own['state']}")
+        job.folder.note_state("CANCELLED", reason=f"cancelled while {own['state']}")
         fates[job.name] = f"was {own['state']}, is CANCELLED"
       else:
         fates[job.name] = f"is {own['state']}"

@@ -271,3 +271,29 @@ def test_relative_paths_in_a_config_are_recorded_absolute(tmp_path, monkeypatch)
     unit = hyper.make_work_unit(file, "f", "train", overrides={"train.dataset": text})
     assert unit.config["train"]["dataset"] == str(tmp_path / text)
     assert unit.config["val"]["dataset"] == "kodak"
+
+
+def test_a_sweep_gives_what_each_setting_alone_gives(tmp_path):
+  """Settings share one config where they only set plain values; nothing must leak to the next."""
+  file = config_file(
+    tmp_path,
+    config_text="make()",
+    hyper_text="hyper.chain(hyper.product(hyper.sweep('m.a', [1, 2, 3]), "
+    "hyper.sweep('b', [0.5, 1])),"
+    "hyper.sweep('m.n', [7, 8]), hyper.sweep('m.list', [(1, 2)]), hyper.sweep('m.none', [3, 4]),"
+    "hyper.sweep('m.half', [4]), hyper.sweep('name', ['x', 'y']), [{}])",
+    name_text="'run-' + hyper.safe_name(str(config.to_dict()))",
+  )
+
+  def make():
+    config = ml_collections.ConfigDict({"b": 2.0, "name": "n"})
+    config.m = ml_collections.ConfigDict({"a": 9, "n": 1, "list": (5, 6), "none": None})
+    config.m.half = config.m.get_oneway_ref("n") * 2
+    return config
+
+  file.module.make = make
+  units = hyper.expand(file, "f", "train")
+  alone = [hyper.make_work_unit(file, "f", "train", wid) for wid in range(len(units))]
+  assert units == alone
+  assert [unit.config["m"]["half"] for unit in units[6:8]] == [14, 16]
+  assert units[-1].config["m"] == {"a": 9, "n": 1, "list": [5, 6], "none": None, "half": 2}

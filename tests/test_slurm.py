@@ -579,3 +579,17 @@ def test_shell_variables_in_a_template_are_left_alone():
 def test_ranges():
   assert slurm.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
   assert slurm.ranges([]) == ""
+
+
+def test_run_directory_that_lost_power_is_made_anew(command, cluster):
+  cluster.fault("nothing-starts")
+  xid = submit(command)
+  before = command.run(xid, 1).read_work_unit()
+  for file in (command.run(xid, 1).work_unit_file, command.run(xid, 1).state_file):
+    file.write_text("")
+  assert status(command, xid) == ["PENDING"] * 4
+  cluster.fault("nothing-starts", there=False)
+  fake_slurm._start(cluster.arrays()[0])
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 4
+  assert command.run(xid, 1).read_work_unit() == before

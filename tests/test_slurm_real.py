@@ -112,17 +112,18 @@ def test_time_limit_requeues_and_preemption_and_cancel_are_survived(
 ):
   waits = ["--config.mode=wait", f"--config.needs={tmp_path / 'go'}"]
   limit = "--sargs=--partition=low --time=1 --signal=B:USR2@50"
-  limited = submit(command, limit, *waits, "--jobs=1", config=f"{command.config}:tiny")
+  limited = submit(command, limit, *waits, config=f"{command.config}:tiny")
   xid = submit(command, "--sargs=--time=20", *waits)
-  wait_for(lambda: running(command, limited, 0) and running(command, xid, 0, 1, 2))
+  wait_for(lambda: running(command, limited, 0, 1) and running(command, xid, 0, 1))
 
-  # The limit comes by itself (Slurm looks every 30 s); the task is requeued, and goes on.
-  wait_for(lambda: command.run(limited, 0).read_state().get("requeues") == 1)
-  wait_for(lambda: is_waiting(limited, 0))
-  assert status(command, limited)[0] == "REQUEUED"
+  # The limit comes by itself (Slurm looks every 30 s); the tasks are requeued, and go on later.
+  wait_for(lambda: all(command.run(limited, w).read_state().get("requeues") == 1 for w in range(2)))
+  wait_for(lambda: queue(limited) == ["PENDING"] * 2)
+  assert status(command, limited) == ["REQUEUED"] * 2
+  wait_for(lambda: running(command, xid, 0, 1, 2, 3))  # There is room now.
 
   # All of the nodes for a job of the partition `high`.
-  first = [w for w in range(4) if running(command, xid, w)]
+  first = [0, 1, 2, 3]
   slurm_says("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null",
              "--wrap", "sleep 3")  # fmt: skip
   wait_for(lambda: all(is_waiting(xid, w) for w in first))
@@ -139,7 +140,7 @@ def test_time_limit_requeues_and_preemption_and_cancel_are_survived(
   wait_for(lambda: set(queue(xid)) == {"CANCELLED"})
   assert status(command, xid) == ["CANCELLED"] * 4
   (tmp_path / "go").touch()
-  start_now(limited, 0)
+  start_now(limited, 0, 1)
   wait_for(lambda: set(queue(limited)) == {"COMPLETED"})
   assert status(command, limited) == ["DONE"] * 2
   assert command.run(limited, 0).read_state()["attempt"] == 2

@@ -1,0 +1,86 @@
+"""Seconds that launching takes, on a fake Slurm: `python -m benchmarks.launching`.
+
+A dry run of 1,000 settings and its submission, 100,000 settings expanded and submitted in chunks of
+1,001, and the status of 10,000 run directories; each as a process of its own, start-up included.
+Goals: 1 s, 2 s, 10 s, 5 s; `--help` and the status of a small sweep 0.5 s. The project and the
+experiments lie in a temporary folder; nothing runs.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import runs
+from tests import fake_slurm
+
+SWEEP = """
+from common import hyper
+from mshyper.configs.two_layer_syn import get_config
+
+def get_cfg_str(config):
+  return hyper.name_from(config, ["model_config.rd_lambda", "train_eval_config.seed"])
+
+def get_hyper(variant=""):
+  rd_lambdas = hyper.sweep("model_config.rd_lambda", [i / 1000 for i in range(1, 11)])
+  return hyper.product(rd_lambdas, hyper.sweep("train_eval_config.seed", range({})))
+"""
+
+
+def seconds(argv: list[str], folder: pathlib.Path, env: dict[str, str], repeat: int) -> float:
+  """The shortest of `repeat` calls."""
+  took = []
+  for _ in range(repeat):
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *argv], cwd=folder, env=env, check=True, capture_output=True)
+    took.append(time.perf_counter() - start)
+  return min(took)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("--settings", type=int, default=100_000, help="of the largest sweep")
+  parser.add_argument("--repeat", type=int, default=3)
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    env = {**os.environ, **fake_slurm.install(folder / "cluster")}
+    env["NTC_TRAIN_DIR"] = str(folder / "train_xms")
+    env.pop("SLURM_JOB_ID", None)
+    (folder / "cluster" / "state" / "nothing-starts").touch()
+    project = folder / "project"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*_xms", "data_cache", "slurm_jobs")
+    shutil.copytree(ROOT, project, ignore=ignored)
+
+    def launch(settings: int, *more: str) -> list[str]:
+      file = folder / f"sweep_of_{settings}.py"
+      file.write_text(SWEEP.format(settings // 10))
+      return ["launch.py", "--main=mshyper.train", f"--config={file}", *more]
+
+    def report(what: str, argv: list[str], repeat: int = options.repeat) -> None:
+      print(f"{what:<48}{seconds(argv, project, env, repeat):8.2f} s", flush=True)
+
+    report("--help", ["launch.py", "--help"])
+    report("dry run of 1,000 settings", launch(1000, "--dry_run"))
+    report("1,000 settings submitted (one sbatch)", launch(1000))
+    xid = max(p.name for p in (folder / "train_xms").iterdir())
+    report("status of 1,000 waiting runs", ["launch.py", "status", xid])
+    report(f"{options.settings:,} settings submitted in chunks", launch(options.settings), 1)
+    report("10,000 settings submitted in chunks", launch(10_000), 1)
+    experiment = max((folder / "train_xms").iterdir(), key=lambda p: int(p.name))
+    for run in runs.read_json(experiment / "experiment.json")["runs"]:
+      run_dir = runs.RunDir(experiment / f"wid={run['wid']}-{run['runname']}")
+      run_dir.path.mkdir()
+      run_dir.note_state(("DONE", "RUNNING", "FAILED", "REQUEUED")[run["wid"] % 4], step=run["wid"])
+    report("status of 10,000 run directories", ["launch.py", "status", experiment.name])
+
+
+if __name__ == "__main__":
+  main()
