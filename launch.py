@@ -17,6 +17,7 @@ to save their state and stop; `rerun XID` goes on from there.
 XID may also be the experiment's path. A single run needs no launcher: python -m <family>.train
 """
 
+import gc
 import os
 import shlex
 import socket
@@ -28,6 +29,7 @@ from common import venv
 
 if __name__ == "__main__":
   venv.use_project_venv(__file__)
+  gc.disable()  # A hundred thousand settings are no garbage, and looking for some takes seconds.
 
 import pathlib
 import shutil

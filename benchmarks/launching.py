@@ -18,8 +18,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import runs
-from tests import fake_slurm
+from common import runs  # noqa: E402
+from tests import fake_slurm  # noqa: E402
 
 SWEEP = """
 from common import hyper

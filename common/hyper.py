@@ -324,21 +324,22 @@ def expand(
       settings, or their run names, are the same.
   """
   settings = _settings(config_file, overrides or {})
-  units = [make_work_unit(config_file, family, task, 0, overrides, check, setting=settings[0])]
-  if len(settings) > 1:
-    units += _other_units(config_file, units[0], settings, overrides or {}, check)
+  if len(settings) == 1:
+    return [make_work_unit(config_file, family, task, 0, overrides, check, setting=settings[0])]
+  units = list(_units_of(config_file, family, task, settings, overrides or {}, check))
   _refuse_duplicates(units)
   return units
 
 
-def _other_units(
+def _units_of(
   config_file: ConfigFile,
-  first: WorkUnit,
+  family: str,
+  task: str,
   settings: Sequence[Setting],
   overrides: Mapping[str, Any],
   check: Optional[Callable[[ml_collections.ConfigDict], None]],
 ) -> Iterator[WorkUnit]:
-  """The work units of all settings but the first.
+  """The work units of settings.
 
   Of many thousand settings, most differ in a few plain values. One config takes them in turn, and
   the units share the parts that are alike. What other values may follow, needs a config of its own.
@@ -347,14 +348,12 @@ def _other_units(
   set_values(config, overrides)
   base = _with_absolute_paths(plain(config))
   nodes: dict[str, Any] = {}
-  for wid, setting in enumerate(settings[1:], 1):
+  for wid, setting in enumerate(settings):
     for key in setting:
       if key not in nodes:
         nodes[key] = _node_of_plain_value(config, key)
     if None in [nodes[key] for key in setting]:
-      yield make_work_unit(
-        config_file, first.family, first.task, wid, overrides, check, setting=setting
-      )
+      yield make_work_unit(config_file, family, task, wid, overrides, check, setting=setting)
       continue
     before = [(node, last, node[last]) for node, last in (nodes[key] for key in setting)]
     set_values(config, setting)
@@ -366,13 +365,13 @@ def _other_units(
       changed = _with_absolute_paths(plain_value({last: node[last]}, key))
       values = _with_value(values, key.split(".")[:-1], changed)
     yield WorkUnit(
-      family=first.family,
-      task=first.task,
+      family=family,
+      task=task,
       config=values,
       wid=wid,
       overrides={**setting, **overrides},
       runname=config_file.get_cfg_str(config),
-      config_file=first.config_file,
+      config_file=config_file.source,
     )
     for node, last, value in before:
       node[last] = value

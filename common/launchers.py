@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -528,7 +529,7 @@ class Experiment:
             "source_bytes": size,
             **fill(path, xid),
           }
-          runs.write_json(path / "experiment.json", record)
+          _write_record(path, record)
         except BaseException:
           shutil.rmtree(path, ignore_errors=True)
           raise
@@ -601,7 +602,8 @@ class Experiment:
   def jobs(self) -> list[Job]:
     """All jobs: each run's task, and where the record says so each run's evaluation after it."""
     env = job_environment(self.record)
-    jobs = [self._job(run, env) for run in self.record["runs"]]
+    source = self.source
+    jobs = [self._job(run, env, source) for run in self.record["runs"]]
     if self.record["then_eval"]:
       jobs += [self._evaluation(job, env) for job in list(jobs)]
     return jobs
@@ -617,7 +619,7 @@ class Experiment:
     if not found or found[0]["wid"] != wid or kind not in ("run", "eval"):
       raise LaunchError(f"{self.path} has no {kind!r} job with wid {wid}.")
     env = job_environment(self.record)
-    job = self._job(found[0], env)
+    job = self._job(found[0], env, self.source)
     if self.record["task"] != EVAL_TASK:
       try:
         runs.read_json(job.folder.work_unit_file)
@@ -625,9 +627,9 @@ class Experiment:
         job.folder.create_new(self._unit(found[0]), self.xid)
     return job if kind == "run" else self._evaluation(job, env)
 
-  def _job(self, run: Mapping[str, Any], env: Mapping[str, str]) -> Job:
+  def _job(self, run: Mapping[str, Any], env: Mapping[str, str], source: pathlib.Path) -> Job:
     if self.record["task"] == EVAL_TASK:
-      evaluated, source = runs.RunDir(pathlib.Path(run["workdir"])), self.source
+      evaluated = runs.RunDir(pathlib.Path(run["workdir"]))
       if run["use_snapshot"]:
         owner = Experiment.open(evaluated.path.parent)
         source, env = owner.source, job_environment(owner.record)
@@ -639,7 +641,7 @@ class Experiment:
     folder = runs.RunDir(self.path / f"wid={run['wid']}-{run['runname']}")
     argv = [sys.executable, "-m", f"{family}.{task}", "--workdir", str(folder.path)]
     argv += self.record["args"]
-    return Job(folder.path.name, tuple(argv), folder, self.source, env, wid=run["wid"])
+    return Job(folder.path.name, tuple(argv), folder, source, env, wid=run["wid"])
 
   def _evaluation(self, job: Job, env: Mapping[str, str]) -> Job:
     dataset, family = self.record["then_eval"], self.record["family"]
@@ -668,7 +670,7 @@ class Experiment:
   def note(self, **facts: Any) -> None:
     """Adds facts to the record."""
     self.record.update(facts)
-    runs.write_json(self.path / "experiment.json", self.record)
+    _write_record(self.path, self.record)
 
   def note_submission(self, executor: Executor, ids: Mapping[str, str]) -> None:
     """Appends what was submitted, when and with which ids to `submitted.jsonl`."""
@@ -699,6 +701,14 @@ class Experiment:
     """
     with runs.holding(self.path / _LAUNCHER_LOCK, f"The experiment {self.path}"):
       yield
+
+
+def _write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes `experiment.json`, one run a line: a hundred thousand are quickly written and read."""
+  rest = {key: value for key, value in record.items() if key != "runs"}
+  head = json.dumps(rest, indent=1, allow_nan=False).rsplit("\n", 1)[0]
+  lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in record["runs"])
+  runs.atomic_write(path / "experiment.json", f'{head},\n "runs": [\n  {lines}\n ]\n}}\n')
 
 
 def _entry(unit: hyper.WorkUnit, first: hyper.WorkUnit) -> dict[str, Any]:

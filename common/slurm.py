@@ -347,7 +347,7 @@ class SlurmExecutor(launchers.Executor):
         submitted[(array.kind, array.offset)] = xid
         for wid in array.wids:
           ids[names[(array.kind, wid)]] = f"{xid}_{wid - array.offset}"
-        runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script)
+        runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script, sync=False)
     except SlurmError as e:
       failed = e
     except BaseException:
@@ -355,11 +355,12 @@ class SlurmExecutor(launchers.Executor):
       raise
     self._reserved = None
     held = any(arg in ("--hold", "-H") for arg in self._sargs)
-    for xid in () if held else submitted.values():
+    released = ",".join(submitted.values())
+    if released and not held:
       try:
-        call("scontrol", "release", xid)
+        call("scontrol", "release", released)
       except SlurmError as e:
-        failed = failed or SlurmError(f"{e} Array {xid} is held: scontrol release {xid}")
+        failed = failed or SlurmError(f"{e} To release by hand: scontrol release {released}.")
     if failed is not None:
       missing = ranges(sorted({job.wid for job in jobs if job.name not in ids}))
       done = ", ".join(

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 PYTHON=.venv/bin/python
 OUT=$PWD/demo_output
 began=$(date +%s)
-export NTC_TRAIN_DIR="$OUT/train_xms" NTC_RESULTS_DIR="$OUT/json_results" NTC_REPORTS_DIR="$OUT/reports"
+export NTC_EXECUTOR=local NTC_TRAIN_DIR="$OUT/train_xms" NTC_RESULTS_DIR="$OUT/json_results" NTC_REPORTS_DIR="$OUT/reports"
 
 echo "== 1/4  Train a sweep of four rates (factorized/configs/bls2017.py:tiny)"
 # The experiment is named after the code: interrupted, it goes on; after a change, it starts anew.

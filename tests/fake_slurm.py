@@ -33,8 +33,10 @@ def install(folder, max_array_size=MAX_ARRAY_SIZE):
   (folder / "state").mkdir()
   for command in COMMANDS:
     script = folder / "bin" / command
-    text = f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {shlex.quote(__file__)} {command} "
-    script.write_text(text + '"$@"\n')
+    code = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); "
+    code += "import fake_slurm; sys.exit(fake_slurm.main(sys.argv[1:]))"  # From its bytecode.
+    text = f"exec {shlex.quote(sys.executable)} -S -c {shlex.quote(code)} {command} "
+    script.write_text("#!/bin/sh\n" + text + '"$@"\n')
     script.chmod(0o755)
   (folder / "state" / "max_array_size").write_text(str(max_array_size))
   path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -242,9 +244,9 @@ def scontrol(argv):
     print(f"Configuration data as of now\nMaxArraySize            = {limit}\nMaxJobCount = 9")
     return 0
   if argv[0] == "release":
-    array = Array(argv[1])
-    (array.path / "held").unlink()
-    _start(array)
+    for array in map(Array, argv[1].split(",")):
+      (array.path / "held").unlink()
+      _start(array)
     return 0
   if argv[0] == "requeue":
     if _is_faulty("no-requeue"):
@@ -288,6 +290,11 @@ def scancel(argv):
   return 0
 
 
+def main(argv):
+  """A command's name and its arguments."""
+  commands = (sbatch, squeue, sacct, scontrol, scancel, _serve)
+  return {function.__name__: function for function in commands}[argv[0]](argv[1:])
+
+
 if __name__ == "__main__":
-  sys.exit({f.__name__: f for f in (sbatch, squeue, sacct, scontrol, scancel, _serve)}[
-    sys.argv[1]](sys.argv[2:]))  # fmt: skip
+  sys.exit(main(sys.argv[1:]))
