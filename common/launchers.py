@@ -1142,7 +1142,7 @@ def states_table(
     record = (observe or _observe_folder)(job)
     counts[record["state"]] = counts.get(record["state"], 0) + 1
     why = record.get("reason") or (record.get("detail", "") if record["state"] == "RUNNING" else "")
-    log = str(job.folder.log_file) if job.folder.log_file.exists() else ""
+    log = str(job.folder.log_file) if job.folder.log_file.exists() else record.get("log", "")
     rate, left = _pace(record)
     attempt = record.get("attempt", "")
     rows.append((job.name, record["state"], _steps(record), rate, left, attempt, why, log))

@@ -201,6 +201,7 @@ class SlurmExecutor(launchers.Executor):
     self._reserved: Optional[tuple[str, _Array, str]] = None
     self._size: Optional[int] = None
     self._view = View({})
+    self._logs = pathlib.Path()
 
   def options(self) -> dict[str, Any]:
     """What sbatch is given, and the limits."""
@@ -311,7 +312,10 @@ class SlurmExecutor(launchers.Executor):
     size = self.max_array_size()
     array = _Array("run", 0, tuple(wid for wid in wids if wid < size))
     script = self._script(array, None, experiments_dir, title)
-    xid = self._sbatch(script)
+    try:
+      xid = self._sbatch(script)
+    except SlurmError as e:
+      raise SlurmError(f"{e} (To run on this machine instead: --executor=local.)", e.code) from e
     self._reserved = (xid, array, script)
     return xid
 
@@ -383,13 +387,18 @@ class SlurmExecutor(launchers.Executor):
 
   def follow(self, experiment: launchers.Experiment) -> Sequence[str]:
     """Asks squeue, and of what it does not list sacct."""
+    self._logs = experiment.path / "logs"
     self._view = View(experiment.ids())
     self._view.submitted = experiment.submitted_at()
     return self._view.look(experiment.jobs())
 
   def observe(self, job: launchers.Job) -> dict[str, Any]:
     """A job's own record, and where that is not final what Slurm says."""
-    return self._view.judged(job)
+    record = self._view.judged(job)
+    if record["state"] in ("FAILED", "LOST", "TIMEOUT") and not job.folder.log_file.exists():
+      log = self._logs / f"{self._view.ids.get(job.name)}.txt"
+      return {**record, "log": str(log)} if log.exists() else record
+    return record
 
   def is_queued(self, job: launchers.Job) -> bool:
     """Whether Slurm still has the job, and may run it."""

@@ -53,15 +53,22 @@ daemon() {
   disown
 }
 is_ours() { [ -n "$2" ] && [ "$(started_at "$1")" = "$2" ]; }
-stop_daemon() {
-  local pid time _
-  read -r pid time <"$DIR/pids/$1" || return 0
-  for _ in $(seq 50); do
-    is_ours "$pid" "$time" || return 0
-    kill "$pid" 2>/dev/null || true
-    sleep 0.1
+stop_daemons() {
+  local name pid time _
+  for name in "$@"; do
+    [ -e "$DIR/pids/$name" ] || continue
+    read -r pid time <"$DIR/pids/$name"
+    is_ours "$pid" "$time" && kill "$pid" 2>/dev/null
   done
-  is_ours "$pid" "$time" && kill -KILL "$pid" 2>/dev/null
+  for name in "$@"; do
+    [ -e "$DIR/pids/$name" ] || continue
+    read -r pid time <"$DIR/pids/$name"
+    for _ in $(seq 100); do
+      is_ours "$pid" "$time" || break
+      sleep 0.1
+    done
+    is_ours "$pid" "$time" && kill -KILL "$pid" 2>/dev/null
+  done
   return 0
 }
 
@@ -158,15 +165,13 @@ has_jobs() {
 no_jobs() { ! has_jobs && [ -z "$(squeue -h -t R,CG 2>/dev/null)" ]; }
 
 stop() {
-  local name
   [ -d "$DIR/pids" ] || return 0
   if timeout 10 squeue -h >/dev/null 2>&1; then
     squeue -h -o %A | sort -u | xargs -r scancel || true
     eventually 20 no_jobs || true
   fi
-  for name in slurmd-1 slurmd-2 slurmctld munged; do
-    [ ! -e "$DIR/pids/$name" ] || stop_daemon "$name"
-  done
+  stop_daemons slurmd-1 slurmd-2 slurmctld
+  stop_daemons munged
   rm -rf "$DIR/pids"
 }
 

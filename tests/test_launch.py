@@ -561,12 +561,12 @@ KILLED = """
 import os, signal, sys
 import launch
 from common import runs
-write = runs.write_json
-def write_json(path, value):
+write = runs.atomic_write
+def atomic_write(path, *rest):
   if path.name == sys.argv[1]:
     os.kill(os.getpid(), signal.SIGKILL)
-  write(path, value)
-runs.write_json = write_json
+  write(path, *rest)
+runs.atomic_write = atomic_write
 if sys.argv[1] == "some runs are made":
   create_new = runs.RunDir.create_new
   def create_some(run, unit, xid):

@@ -243,6 +243,21 @@ def test_run_directories_of_a_large_sweep_are_made_by_the_jobs(command, cluster,
   assert [v["num_steps"] for v in values] == [4] * 4
 
 
+@pytest.mark.slow
+def test_status_of_10000_runs_is_quick(command, cluster, project):
+  cluster.fault("nothing-starts")
+  file = project / "fake" / "configs" / "base.py"
+  file.write_text(file.read_text().replace("[0, 1]", "range(5000)"))
+  xid = submit(command)
+  assert "10000 jobs to Slurm in 10 arrays" in command.out
+  for wid in range(10_000):
+    name = f"wid={wid}-rd_lambda={0.08 if wid < 5000 else 0.01}-seed={wid % 5000}"
+    run = runs.RunDir(command.experiments / xid / name)
+    run.note_state(("DONE", "RUNNING", "FAILED", "REQUEUED")[wid % 4], step=3)
+  argv = [sys.executable, "launch.py", "status", str(command.experiments / xid)]
+  assert "2500 DONE" in runs_within(5.0, argv, project)
+
+
 # Failures, and what follows
 
 
@@ -261,6 +276,17 @@ def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 4
   assert command("rerun", xid) == 0
   assert "Nothing to rerun" in command.out
+
+
+def test_task_that_does_not_come_to_its_log_shows_slurms(command, cluster, monkeypatch):
+  template = slurm_template.TEMPLATE.replace("exec {command}", "no-such-module; exit 3; {command}")
+  monkeypatch.setattr(slurm_template, "TEMPLATE", template)
+  xid = submit(command, config=f"{command.config}:tiny")
+  cluster.wait()
+  assert status(command, xid) == ["FAILED"] * 2
+  log = command.experiments / xid / "logs" / f"{xid}_1.txt"
+  assert str(log) in command.out
+  assert "no-such-module" in log.read_text()
 
 
 def test_evaluations_follow_task_by_task(command, cluster, tmp_path):
