@@ -11,6 +11,7 @@ lies in $FAKE_SLURM as files. Faults are files there, too:
     nothing-starts                              released arrays stay PENDING
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -82,6 +83,13 @@ class Array:
   def is_held(self):
     return (self.path / "held").exists()
 
+  @contextlib.contextmanager
+  def locked(self):
+    """To be held from reading a task to writing it: commands and `_serve` change it alike."""
+    with (self.path / "lock").open("a") as f:
+      fcntl.flock(f, fcntl.LOCK_EX)
+      yield
+
 
 def _fail(text):
   print(text, file=sys.stderr)
@@ -141,36 +149,37 @@ def _serve(argv):
   at_once = min(int(limit or 4), 4)
   after = Array(job["dependency"].split(":")[1]) if "dependency" in job else None
   running = {}
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 300
   while time.monotonic() < deadline:
-    for index, process in list(running.items()):
-      code = process.poll()
-      if code is not None:
-        del running[index]
+    with array.locked():
+      for index, process in list(running.items()):
+        code = process.poll()
+        if code is not None:
+          del running[index]
+          task = array.read(index)
+          if task["state"] == "REQUEUE":
+            array.write(index, state="PENDING", reason="BeginTime", restarts=task["restarts"] + 1)
+          elif task["state"] == "CANCEL":
+            array.write(index, state="CANCELLED", reason="None")
+          else:
+            array.write(index, state="FAILED" if code else "COMPLETED", reason=f"exit {code}")
+      left = 0
+      for index in array.tasks():
         task = array.read(index)
-        if task["state"] == "REQUEUE":
-          array.write(index, state="PENDING", reason="BeginTime", restarts=task["restarts"] + 1)
-        elif task["state"] == "CANCEL":
-          array.write(index, state="CANCELLED", reason="None")
-        else:
-          array.write(index, state="FAILED" if code else "COMPLETED", reason=f"exit {code}")
-    left = 0
-    for index in array.tasks():
-      task = array.read(index)
-      if index in running or task["state"] in ENDED:
-        continue
-      left += 1
-      if task["state"] != "PENDING" or len(running) >= at_once:
-        continue
-      if task["reason"] == "BeginTime" and _is_faulty("requeue-delay"):
-        continue
-      if after is not None:
-        first = after.read(index)["state"]
-        if first in ENDED and first != "COMPLETED":
-          array.write(index, state="CANCELLED", reason="DependencyNeverSatisfied")
-        if first != "COMPLETED":
+        if index in running or task["state"] in ENDED:
           continue
-      running[index] = _run(array, index, task.get("restarts", 0))
+        left += 1
+        if task["state"] != "PENDING" or len(running) >= at_once:
+          continue
+        if task["reason"] == "BeginTime" and _is_faulty("requeue-delay"):
+          continue
+        if after is not None:
+          first = after.read(index)["state"]
+          if first in ENDED and first != "COMPLETED":
+            array.write(index, state="CANCELLED", reason="DependencyNeverSatisfied")
+          if first != "COMPLETED":
+            continue
+        running[index] = _run(array, index, task.get("restarts", 0))
     if not running and not left:
       return 0
     time.sleep(0.05)
@@ -264,12 +273,14 @@ def requeue(xid, index):
 
 def _end(xid, index, state):
   array = Array(xid)
-  task = array.read(index)
-  if task["state"] == "RUNNING":
-    array.write(index, **{**task, "state": state})
-    os.killpg(task["pid"], signal.SIGTERM)
-  elif state == "CANCEL" and task["state"] == "PENDING":
-    array.write(index, state="CANCELLED", reason="None")
+  with array.locked():
+    task = array.read(index)
+    if task["state"] == "RUNNING":
+      array.write(index, **{**task, "state": state})
+      with contextlib.suppress(ProcessLookupError):  # It ended with the server that started it.
+        os.killpg(task["pid"], signal.SIGTERM)
+    elif state == "CANCEL" and task["state"] == "PENDING":
+      array.write(index, state="CANCELLED", reason="None")
 
 
 def send(xid, index, number):

@@ -4,6 +4,7 @@ Where Slurm cannot be installed these tests are skipped, unless NTC_SLURM_TESTS=
 """
 
 # ruff: noqa: F811
+import inspect
 import json
 import os
 import pathlib
@@ -28,9 +29,14 @@ SCRIPT = ROOT / "scripts" / "slurm_cluster.sh"
 
 
 def wait_for(condition, seconds=180.0):
+  """Fails with the condition's text and what Slurm says where `seconds` are not enough."""
   deadline = time.monotonic() + seconds
   while not condition():
-    assert time.monotonic() < deadline, "waited in vain"
+    if time.monotonic() > deadline:
+      line = inspect.getsource(condition).strip()
+      said = subprocess.run(["squeue", "-r", "-t", "all", "-o", "%i %P %T %r start=%S on=%N"],
+                            capture_output=True, text=True)  # fmt: skip
+      pytest.fail(f"Waited {seconds:.0f} s in vain for: {line}\n{said.stdout}{said.stderr}")
     time.sleep(0.2)
 
 
@@ -97,9 +103,13 @@ def is_waiting(xid, index):
 
 
 def start_now(xid, *indices):
-  """After a requeue Slurm waits for two minutes; tests do not."""
+  """After a requeue Slurm waits for two minutes; tests do not.
+
+  Not in the very second of the requeue, either: a start then is of the revoked credential, which
+  Slurm makes a FAILED of.
+  """
   for index in indices:
-    slurm_says("scontrol", "update", f"jobid={xid}_{index}", "StartTime=now")
+    slurm_says("scontrol", "update", f"jobid={xid}_{index}", "StartTime=now+3")
 
 
 def running(command, xid, *wids):
