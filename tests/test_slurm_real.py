@@ -4,11 +4,13 @@ Where Slurm cannot be installed these tests are skipped, unless NTC_SLURM_TESTS=
 """
 
 # ruff: noqa: F811
+import contextlib
 import inspect
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,16 +59,16 @@ def free_ports(count):
   raise AssertionError("no free ports")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-  """A running cluster; SLURM_CONF is set for the module's tests."""
+@contextlib.contextmanager
+def started_cluster(**settings):
+  """The folder of a running cluster; SLURM_CONF is set meanwhile."""
   must = os.environ.get("NTC_SLURM_TESTS") == "1"
   if not must and subprocess.run([SCRIPT, "installed"]).returncode:
     pytest.skip("Slurm is not installed, and only root can install it (apt-get)")
   folder = pathlib.Path(tempfile.mkdtemp(prefix="ntc-slurm-", dir="/tmp"))
-  env = {**os.environ, "SLURM_CLUSTER_PORT": str(free_ports(3))}
+  env = {**os.environ, "SLURM_CLUSTER_PORT": str(free_ports(4)), **settings}
   done = subprocess.run(
-    [SCRIPT, "start", folder], env=env, capture_output=True, text=True, timeout=300
+    [SCRIPT, "start", folder], env=env, capture_output=True, text=True, timeout=600
   )
   if done.returncode and not must:
     pytest.skip(f"Slurm does not start here: {done.stderr.strip()[-500:]}")
@@ -76,10 +78,19 @@ def cluster():
   patch.setenv("NTC_EXECUTOR", "slurm")
   for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_")) and n != "SLURM_CONF"]:
     patch.delenv(name)
-  yield folder
-  subprocess.run([SCRIPT, "stop", folder], check=True, timeout=120)
-  patch.undo()
+  try:
+    yield folder
+  finally:
+    subprocess.run([SCRIPT, "stop", folder], check=True, timeout=120)
+    patch.undo()
   shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+  """One cluster for the module's tests."""
+  with started_cluster() as folder:
+    yield folder
 
 
 @pytest.fixture
@@ -180,6 +191,24 @@ def test_failing_setting_is_rerun_alone_and_evaluations_follow(command, on_slurm
   assert facts[0] < facts[1]
 
 
+def test_each_task_has_a_gpu_of_its_own(command, on_slurm, tmp_path):
+  if "gpu:2" not in slurm_says("sinfo", "-h", "-o", "%G"):
+    pytest.skip("pretended GPUs need mknod, which is not permitted here")
+  needed = tmp_path / "go"
+  argv = ["--sargs=--gres=gpu:1", "--config.mode=wait", f"--config.needs={needed}"]
+  xid = submit(command, *argv)
+  wait_for(lambda: running(command, xid, 0, 1, 2, 3))
+  devices = set()
+  for wid in range(4):
+    run = command.run(xid, wid)
+    device = json.loads((run.path / "facts.json").read_text())["env"]["CUDA_VISIBLE_DEVICES"]
+    devices.add((run.read_state()["node"], device))
+  assert devices == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}
+  needed.touch()
+  wait_for(lambda: set(queue(xid)) == {"COMPLETED"})
+  assert status(command, xid) == ["DONE"] * 4
+
+
 def test_1000_settings_are_one_array(command, on_slurm, project):
   file = project / "fake" / "configs" / "base.py"
   file.write_text(file.read_text().replace("[0, 1]", "range(500)"))
@@ -242,3 +271,24 @@ def test_from_config_to_results_with_an_interrupted_task(cluster, pictures, tmp_
   _assert_same_weights(_weights(whole), _weights(run))
   found = results.find(tmp_path / "json results", datasets.label(str(pictures)))
   assert len(found) == 4
+
+
+@pytest.mark.skipif(
+  os.environ.get("NTC_SLURM_ACCOUNTING") != "1",
+  reason="installs MariaDB and takes minutes: NTC_SLURM_ACCOUNTING=1 asks for it",
+)
+def test_sacct_knows_what_squeue_has_forgotten(command, tmp_path, monkeypatch):
+  with started_cluster(SLURM_CLUSTER_ACCOUNTING="1"):
+    monkeypatch.setattr("configs.EXECUTOR", "slurm")
+    waits = ["--config.mode=wait", f"--config.needs={tmp_path / 'go'}"]
+    xid = submit(command, *waits)
+    wait_for(lambda: running(command, xid, 0, 1, 2, 3))
+    os.kill(command.run(xid, 0).read_state()["supervisor_pid"], signal.SIGKILL)
+    slurm_says("scancel", f"{xid}_1")  # Behind the launcher's back.
+    wait_for(lambda: command.run(xid, 1).read_state()["state"] == "REQUEUED")
+    (tmp_path / "go").touch()
+    wait_for(lambda: all(command.run(xid, w).read_state()["state"] == "DONE" for w in (2, 3)))
+    wait_for(lambda: xid not in slurm_says("squeue", "-h", "-t", "all", "-o", "%F"), 300.0)
+    assert status(command, xid) == ["FAILED", "CANCELLED", "DONE", "DONE"]
+    assert "exit code 0:9" in command.out
+    assert "left no end mark" in command.out
