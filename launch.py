@@ -456,11 +456,12 @@ def _rerun(argv: list[str]) -> int:
       text, counts = launchers.states_table(jobs, before.observe)
       print(f"{text}\nNothing to rerun among {', '.join(states)}: {_summary(counts)}.")
       return 0 if set(counts) <= {"DONE"} else 1
-    launchers.prepare(chosen)
+    ready = launchers.prepare(chosen)
     chosen_executor = {"name": executor.name, **executor.options()}
     if chosen_executor != experiment.record.get("executor"):
       experiment.note(executor=chosen_executor)
-    return run_jobs(executor, chosen, f"./launch.py rerun {_name(experiment)}", experiment)
+    code = run_jobs(executor, ready, f"./launch.py rerun {_name(experiment)}", experiment)
+    return code if len(ready) == len(chosen) else code or 1
 
 
 def _chosen(

@@ -78,8 +78,9 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   if executor.detached:
     facts = launch.launch_facts("launch_eval.py", argv, executor)
     return _submit(executor, found, dataset, args, project_dir, values.use_snapshot, facts)
-  launchers.prepare(jobs, afresh=True)
-  return launch.run_jobs(executor, jobs, shlex.join(["./launch_eval.py", *argv]))
+  ready = launchers.prepare(jobs, afresh=True)
+  code = launch.run_jobs(executor, ready, shlex.join(["./launch_eval.py", *argv]))
+  return code if len(ready) == len(jobs) else code or 1
 
 
 def _submit(
@@ -105,8 +106,9 @@ def _submit(
   print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
   with experiment.attended():
     jobs = experiment.jobs()
-    launchers.prepare(jobs, afresh=True)
-    return launch.run_jobs(executor, jobs, f"./launch.py rerun {experiment.xid}", experiment)
+    ready = launchers.prepare(jobs, afresh=True)
+    code = launch.run_jobs(executor, ready, f"./launch.py rerun {experiment.xid}", experiment)
+    return code if len(ready) == len(jobs) else code or 1
 
 
 def make_jobs(

@@ -813,20 +813,41 @@ def job_environment(commit: Mapping[str, Any]) -> dict[str, str]:
   return env
 
 
-def prepare(jobs: Iterable[Job], afresh: bool = False) -> None:
+def prepare(jobs: Sequence[Job], afresh: bool = False) -> list[Job]:
   """Makes jobs ready to be submitted (again): PENDING, with no cancellation left standing.
+
+  A job whose folder cannot be written (a full disk) is left out, with a warning, and so is what
+  comes after it.
 
   Args:
     jobs: None of them may be running.
     afresh: They start from nothing, so the progress of earlier attempts is forgotten.
+
+  Returns the jobs that are ready.
+
+  Raises:
+    LaunchError: There is none.
   """
   progress = ("step", "num_steps", "detail", "num_threads")
   restarts = ("restart", "requeues", "started_from", "idle_restarts")
   forgotten = dict.fromkeys((*restarts, *(progress if afresh else ())))
+  problems: dict[str, str] = {}
   for job in jobs:
-    with contextlib.suppress(FileNotFoundError):
-      job.folder.cancel_file.unlink()
-    job.folder.note_state("PENDING", reason=None, **forgotten)
+    if job.after is not None and job.after.name in problems:
+      problems[job.name] = f"not submitted again, for it comes after {job.after.name}"
+      continue
+    try:
+      with contextlib.suppress(FileNotFoundError):
+        job.folder.cancel_file.unlink()
+      job.folder.note_state("PENDING", reason=None, **forgotten)
+    except OSError as e:
+      problems[job.name] = f"not submitted again: {e}"
+  if problems and len(problems) == len(jobs):
+    name, problem = next(iter(problems.items()))
+    raise LaunchError(f"{name}: {problem}")
+  for name, problem in problems.items():
+    _warn(f"{name}: {problem}")
+  return [job for job in jobs if job.name not in problems]
 
 
 # Checks that need the families' own code, and TensorFlow: in a process of their own

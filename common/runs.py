@@ -153,16 +153,24 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 def append_jsonl(path: PathLike, record: dict[str, Any]) -> None:
-  """Appends one line; a torn last line (from a kill or a full disk) is closed off first."""
-  path = pathlib.Path(path)
-  line = json_line(record)
-  with path.open("ab+") as f:
-    f.seek(0, os.SEEK_END)
-    if f.tell():
+  """Appends one line whole or not at all; a last line that a kill tore is closed off first.
+
+  Raises:
+    OSError: The disk is full or not writable; the file is as it was.
+  """
+  line = json_line(record).encode()
+  with pathlib.Path(path).open("ab+", buffering=0) as f:
+    end = f.seek(0, os.SEEK_END)
+    if end:
       f.seek(-1, os.SEEK_END)
       if f.read(1) != b"\n":
-        line = "\n" + line
-    f.write(line.encode())
+        line = b"\n" + line
+    try:
+      while line:
+        line = line[f.write(line) :]
+    except BaseException:
+      f.truncate(end)
+      raise
 
 
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:

@@ -543,6 +543,26 @@ def test_submission_that_cannot_be_noted_stops_nothing(command, monkeypatch):
   assert "Warning: the submission" in command.err
 
 
+def test_rerun_leaves_out_a_run_whose_disk_is_full(command, tmp_path, monkeypatch):
+  assert command.launch_two("--xid=x", "--config.mode=no mark", "--then_eval=sample") == 1
+  note = runs.RunDir.note_state
+
+  def note_state(run, state, **facts):
+    if "wid=0" in str(run.path):
+      raise OSError(errno.ENOSPC, "No space left on device", str(run.state_file))
+    note(run, state, **facts)
+
+  monkeypatch.setattr(runs.RunDir, "note_state", note_state)
+  source = command.experiments / "x" / "source" / "fake" / "train.py"
+  source.write_text(TRAIN.replace("no mark", "none"))
+  assert command("rerun", "x", "--states=FAILED,CANCELLED") == 1
+  assert "Warning: wid=0-rd_lambda=0.08-seed=0: not submitted again" in command.err
+  assert "No space left" in command.err
+  assert command.states("x") == ["FAILED", "DONE", "CANCELLED", "DONE"]
+  assert command("rerun", "x") == 2
+  assert command.err.startswith("Error: wid=0-rd_lambda=0.08-seed=0: not submitted again")
+
+
 # Folders that cannot be made, and creations that were killed
 
 

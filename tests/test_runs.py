@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_lines_after_a_torn_line_are_whole(tmp_path):
   runs.append_jsonl(path, {"step": 4})
   assert runs.read_jsonl(path) == [{"step": 1}, {"step": 3}, {"step": 4}]
   assert runs.read_jsonl(tmp_path / "none") == []
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_one(tmp_path):
+  path = tmp_path / "m.jsonl"
+  runs.append_jsonl(path, {"step": 1})
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+  try:
+    with pytest.raises(OSError, match="File too large"):
+      runs.append_jsonl(path, {"step": 2})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert path.read_text() == '{"step": 1}\n'
+  runs.append_jsonl(path, {"step": 3})
+  assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
 # Run directories
