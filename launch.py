@@ -451,7 +451,15 @@ def _rerun(argv: list[str]) -> int:
     for note in before.follow(experiment):
       raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
     seen = {job.name: before.observe(job)["state"] for job in jobs}
-    chosen = [job for job in _chosen(jobs, seen, states) if not before.is_queued(job)]
+    chosen = _chosen(jobs, seen, states)
+    queued = before.queued(chosen)
+    for job in chosen:
+      if job.name in queued and seen[job.name] not in ("PENDING", "REQUEUED"):
+        print(f"{job.name} is {seen[job.name]}, and not over: {queued[job.name]}.")
+    chosen = [
+      job for job in chosen
+      if job.name not in queued and (job.after is None or job.after.name not in queued)
+    ]  # fmt: skip
     if not chosen:
       text, counts = launchers.states_table(jobs, before.observe)
       print(f"{text}\nNothing to rerun among {', '.join(states)}: {_summary(counts)}.")

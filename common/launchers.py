@@ -145,10 +145,15 @@ class Executor(abc.ABC):
     """A job's state record, with what this executor knows and could not record."""
     return observe(job.folder)
 
-  def is_queued(self, job: Job) -> bool:
-    """Whether a job that `follow` looked at waits or runs somewhere, so must not be submitted."""
-    del job
-    return False
+  def queued(self, jobs: Sequence[Job]) -> dict[str, str]:
+    """Those of the jobs that wait or run somewhere, so must not be submitted: name -> why.
+
+    A task that has recorded its end may not have ended yet.
+
+    Raises:
+      LaunchError: That is not known.
+    """
+    return {job.name: holder for job in jobs for holder in [_holder(job.folder)] if holder}
 
   @abc.abstractmethod
   def options(self) -> dict[str, Any]:
@@ -365,7 +370,7 @@ def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   Of another machine's process, only the locks can be asked (where the file system shares them);
   it is taken for alive.
   """
-  if runs.lock_holder(job.supervisor_lock_file) or runs.lock_holder(job.lock_file):
+  if _holder(job):
     return True
   if record.get("host") not in (None, socket.gethostname()):
     return True
@@ -378,6 +383,11 @@ def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   except PermissionError:
     return True
   return True
+
+
+def _holder(job: runs.RunDir) -> Optional[str]:
+  """The process that holds one of a job's locks, in words; None where nobody does."""
+  return runs.lock_holder(job.supervisor_lock_file) or runs.lock_holder(job.lock_file)
 
 
 def observe(job: runs.RunDir) -> dict[str, Any]:

@@ -400,10 +400,21 @@ class SlurmExecutor(launchers.Executor):
       return {**record, "log": str(log)} if log.exists() else record
     return record
 
-  def is_queued(self, job: launchers.Job) -> bool:
-    """Whether Slurm still has the job, and may run it."""
-    answer = self._view.answers.get(self._view.ids.get(job.name, ""))
-    return answer is not None and answer[0] in _ACTIVE and answer[1] != "DependencyNeverSatisfied"
+  def queued(self, jobs: Sequence[launchers.Job]) -> dict[str, str]:
+    """See `Executor`; the jobs that Slurm still has, and may run, are among them."""
+    found = dict(super().queued(jobs))
+    view = View(self._view.ids)
+    wanted = {job.name: view.ids[job.name] for job in jobs if job.name in view.ids}
+    notes: list[str] = []
+    if wanted:
+      view.ask_squeue(list(wanted.values()), notes)
+    for note in notes:
+      raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
+    for name, task in wanted.items():
+      state, reason = view.answers.get(task, ("", ""))
+      if state in _ACTIVE and reason != "DependencyNeverSatisfied":
+        found[name] = f"Slurm's task {task}, which is {state}"
+    return found
 
   def cancel(self, jobs: Sequence[launchers.Job], ids: Mapping[str, str]) -> dict[str, str]:
     """Marks the jobs that are not over as cancelled, and has Slurm stop them."""
@@ -483,16 +494,17 @@ class View:
     wanted = [self.ids[name] for name in names if name in self.ids]
     if not wanted:
       return notes
-    unknown = self._ask_squeue(wanted, notes)
+    unknown = self.ask_squeue(wanted, notes)
     if unknown:
       self._ask_sacct(unknown)
       unknown = [task for task in unknown if task not in self.answers]
     if unknown and not notes:
       time.sleep(_LOOK_AGAIN_SECONDS)
-      self._ask_squeue(unknown, notes)
+      self.ask_squeue(unknown, notes)
     return notes
 
-  def _ask_squeue(self, wanted: Sequence[str], notes: list[str]) -> list[str]:
+  def ask_squeue(self, wanted: Sequence[str], notes: list[str]) -> list[str]:
+    """Asks about tasks; returns those that squeue does not list, and notes why it is silent."""
     arrays = ",".join(dict.fromkeys(task.split("_")[0] for task in wanted))
     try:
       said = call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", arrays)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -163,12 +164,15 @@ def wait_for(condition, seconds=15.0):
 
 
 def runs_within(seconds, argv, cwd):
-  """A command's output; it has a few attempts, for the machine may have other work."""
+  """A command's output; it has a few attempts, and on a busy machine its processor time counts."""
   took = []
   while not took or (min(took) >= seconds and len(took) < 6):
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=True)
     took.append(time.perf_counter() - begin)
+    if os.getloadavg()[0] > launchers.num_cpus():
+      now = resource.getrusage(resource.RUSAGE_CHILDREN)
+      took[-1] = now.ru_utime - used.ru_utime + now.ru_stime - used.ru_stime
   assert min(took) < seconds
   return done.stdout
 

@@ -278,6 +278,26 @@ def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
   assert "Nothing to rerun" in command.out
 
 
+def test_a_task_that_is_about_to_end_is_not_submitted_twice(command, cluster, project, tmp_path):
+  """Its own record is final, and its supervisor has still to write another."""
+  file = project / "fake" / "train.py"
+  slow = "  run.write_state('FAILED', reason='because')\n"
+  slow += "  while not os.path.exists(config['needs']): time.sleep(0.01)\n  sys.exit(1)\n"
+  file.write_text(file.read_text().replace("  run.write_environment()\n", slow))
+  needed = tmp_path / "go"
+  xid = submit(command, f"--config.needs={needed}", config=f"{command.config}:tiny")
+  wait_for(lambda: all(command.run(xid, w).read_state()["state"] == "FAILED" for w in range(2)))
+  assert status(command, xid) == ["FAILED"] * 2
+  assert command("rerun", xid) == 1
+  assert "is FAILED, and not over: Slurm's task" in command.out
+  assert len(cluster.arrays()) == 1
+  needed.touch()
+  cluster.wait()
+  assert command("rerun", xid) == 0
+  assert "Submitted 2 jobs" in command.out
+  cluster.wait()
+
+
 def test_task_that_does_not_come_to_its_log_shows_slurms(command, cluster, monkeypatch):
   template = slurm_template.TEMPLATE.replace("exec {command}", "no-such-module; exit 3; {command}")
   monkeypatch.setattr(slurm_template, "TEMPLATE", template)
