@@ -23,7 +23,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from common import venv
 
@@ -57,13 +57,14 @@ def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -
   """
   commands = {"status": _status, "rerun": _rerun, "cancel": _cancel}
   try:
-    if argv and argv[0] in commands:
-      return commands[argv[0]](list(argv[1:]))
-    if argv and not argv[0].startswith("-"):
-      raise flags.UsageError(
-        f"Unknown command {argv[0]!r}. Known: {', '.join(commands)}; to launch: --main, --config."
-      )
-    return _launch(list(argv), project_dir)
+    with launchers.STOPS:
+      if argv and argv[0] in commands:
+        return commands[argv[0]](list(argv[1:]))
+      if argv and not argv[0].startswith("-"):
+        raise flags.UsageError(
+          f"Unknown command {argv[0]!r}. Known: {', '.join(commands)}; to launch: --main, --config."
+        )
+      return _launch(list(argv), project_dir)
   except KeyboardInterrupt:  # While jobs run, `launchers.wait` sees to it.
     print("Interrupted.", file=sys.stderr)
     return 130
@@ -246,26 +247,48 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
     said = launchers.check_units(units, project_dir)
     if said:
       print(said)
-  reserved = None
-  try:
+
+  def create() -> launchers.Experiment:
+    reserved = None
     if values.xid is None:
       reserved = executor.reserve(experiments_dir, [unit.wid for unit in units], values.main)
-    experiment = launchers.Experiment.create(
+    return launchers.Experiment.create(
       experiments_dir,
       units,
       project_dir,
       args=args,
       xid=values.xid or reserved,
       then_eval=then_eval,
-      facts=launch_facts("launch.py", argv, executor),
+      facts={**launch_facts("launch.py", argv, executor), **executor.reserved()},
     )
+
+  return launch_new(executor, create)
+
+
+def launch_new(
+  executor: launchers.Executor,
+  create: Callable[[], launchers.Experiment],
+  prepare: Callable[[Sequence[launchers.Job]], Sequence[launchers.Job]] = lambda jobs: jobs,
+) -> int:
+  """Makes an experiment and runs its jobs; returns the exit code.
+
+  Args:
+    executor: Runs them.
+    create: Reserves and makes the experiment; what was reserved is given back if anything fails.
+    prepare: Of the experiment's jobs those that are ready.
+  """
+  experiment = None
+  try:
+    experiment = create()
+    print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
+    with experiment.attended():
+      jobs = experiment.jobs()
+      ready = prepare(jobs)
+      code = run_jobs(executor, ready, f"./launch.py rerun {_name(experiment)}", experiment)
+      return code if len(ready) == len(jobs) else code or 1
   except BaseException:
-    executor.give_up()
+    executor.give_up(experiment)
     raise
-  print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
-  with experiment.attended():
-    go_on = f"./launch.py rerun {_name(experiment)}"
-    return run_jobs(executor, experiment.jobs(), go_on, experiment)
 
 
 def launch_facts(script: str, argv: Sequence[str], executor: launchers.Executor) -> dict[str, Any]:
@@ -357,15 +380,14 @@ def _submit(
   experiment: Optional[launchers.Experiment],
 ) -> int:
   assert experiment is not None
-  problem = None
   try:
     ids = executor.submit(jobs, experiment)
   except launchers.PartlySubmitted as e:
-    ids, problem = e.ids, e
-  experiment.note_submission(executor, ids)
-  if problem is not None:
-    print(f"Error: {problem}\nTo go on: {go_on}", file=sys.stderr)
+    print(f"Error: {e}\nTo go on: {go_on}", file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print(f"Interrupted: nothing is submitted. To go on: {go_on}", file=sys.stderr)
+    return 130
   arrays = list(dict.fromkeys(task.split("_")[0] for task in ids.values()))
   print(f"Submitted {len(ids)} jobs to Slurm in {len(arrays)} array"
         f"{'s' * (len(arrays) > 1)}: {', '.join(arrays)}")  # fmt: skip
@@ -413,6 +435,7 @@ def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
   dirty = " with changes, see source.patch" if record["dirty"] else ""
   text, counts = launchers.states_table(experiment.jobs(), executor.observe)
   _print(f"{experiment.path}\n{record.get('command', '')}\ncommit {record['commit']}{dirty}\n")
+  notes = [*notes, *executor.advice(experiment.jobs())]
   _print("\n".join([text, _summary(counts), *(f"Note: {note}" for note in notes)]))
   return counts
 
@@ -463,6 +486,8 @@ def _rerun(argv: list[str]) -> int:
     if not chosen:
       text, counts = launchers.states_table(jobs, before.observe)
       print(f"{text}\nNothing to rerun among {', '.join(states)}: {_summary(counts)}.")
+      for note in before.advice(jobs):
+        print(f"Note: {note}")
       return 0 if set(counts) <= {"DONE"} else 1
     ready = launchers.prepare(chosen)
     chosen_executor = {"name": executor.name, **executor.options()}

@@ -51,7 +51,11 @@ def _define(values: absl_flags.FlagValues) -> None:
 def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -> int:
   """The command line without the program's name; returns the exit code, as launch.main."""
   try:
-    return _main(list(argv), project_dir)
+    with launchers.STOPS:
+      return _main(list(argv), project_dir)
+  except KeyboardInterrupt:
+    print("Interrupted.", file=sys.stderr)
+    return 130
   except (flags.UsageError, hyper.ConfigError, launchers.LaunchError, runs.RunError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
@@ -95,20 +99,18 @@ def _submit(
   """Makes an experiment of the evaluations, and submits it."""
   executor.check()
   families = [(run, run.read_work_unit().family) for run in found]
-  try:
+
+  def create() -> launchers.Experiment:
     xid = executor.reserve(configs.SLURM_DIR, range(len(found)), launchers.EVAL_TASK)
-    experiment = launchers.Experiment.create_evaluations(
-      configs.SLURM_DIR, families, dataset, project_dir, args, xid, use_snapshot, facts
+    more = {**facts, **executor.reserved()}
+    return launchers.Experiment.create_evaluations(
+      configs.SLURM_DIR, families, dataset, project_dir, args, xid, use_snapshot, more
     )
-  except BaseException:
-    executor.give_up()
-    raise
-  print(f"Experiment {experiment.xid}: {experiment.path}", flush=True)
-  with experiment.attended():
-    jobs = experiment.jobs()
-    ready = launchers.prepare(jobs, afresh=True)
-    code = launch.run_jobs(executor, ready, f"./launch.py rerun {experiment.xid}", experiment)
-    return code if len(ready) == len(jobs) else code or 1
+
+  def prepare(jobs: Sequence[launchers.Job]) -> Sequence[launchers.Job]:
+    return launchers.prepare(jobs, afresh=True)
+
+  return launch.launch_new(executor, create, prepare)
 
 
 def make_jobs(

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional, TextIO
@@ -60,6 +61,59 @@ _NOT_SOURCE = ("__pycache__", "env", "node_modules", "venv")
 _LARGE_SNAPSHOT_BYTES = 200_000_000
 
 _LAUNCHER_LOCK = "launcher.lock"
+
+
+class Stops:
+  """While this is entered, SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does.
+
+  Within `held` all three wait: what was begun and what is known of it stay together.
+  """
+
+  def __init__(self) -> None:
+    """Nothing is handled yet."""
+    self._before: dict[int, Any] = {}
+    self._depth = 0
+    self._received: Optional[int] = None
+
+  def __enter__(self) -> "Stops":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        before = signal.getsignal(number)
+        if before != signal.SIG_IGN:  # What nohup made deaf, stays deaf.
+          self._before[number] = before
+          signal.signal(number, self._on_signal)
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self.forget()
+    for number in list(self._before):
+      signal.signal(number, self._before.pop(number))
+
+  def _on_signal(self, number: int, frame: Any) -> None:
+    del frame
+    if not self._depth:
+      raise KeyboardInterrupt(signal.Signals(number).name)
+    self._received = number
+
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """What came meanwhile is raised at the end, unless something else is raised there."""
+    self._depth += 1
+    try:
+      yield
+    finally:
+      self._depth -= 1
+    if self._received is not None and not self._depth:
+      received, self._received = self._received, None
+      raise KeyboardInterrupt(signal.Signals(received).name)
+
+  def forget(self) -> None:
+    """What came meanwhile came too late."""
+    self._received = None
+
+
+# Of the launcher's commands; there is one set of signals a process.
+STOPS = Stops()
 
 
 class LaunchError(RuntimeError):
@@ -133,8 +187,12 @@ class Executor(abc.ABC):
     del experiments_dir, wids, title
     return None
 
-  def give_up(self) -> None:  # noqa: B027
-    """Takes back what `reserve` did: no experiment was made."""
+  def reserved(self) -> dict[str, Any]:
+    """For the experiment's record: what `reserve` took, see `Experiment.ids`."""
+    return {}
+
+  def give_up(self, experiment: Optional["Experiment"]) -> None:  # noqa: B027
+    """Takes back what `reserve` did and `submit` did not use; the experiment, if one was made."""
 
   def follow(self, experiment: "Experiment") -> Sequence[str]:
     """Before `observe`: learns of an experiment's jobs what is known; returns notes for people."""
@@ -144,6 +202,11 @@ class Executor(abc.ABC):
   def observe(self, job: Job) -> dict[str, Any]:
     """A job's state record, with what this executor knows and could not record."""
     return observe(job.folder)
+
+  def advice(self, jobs: Sequence[Job]) -> Sequence[str]:
+    """After `follow`: what people have to do so that jobs go on, with the commands."""
+    del jobs
+    return ()
 
   def queued(self, jobs: Sequence[Job]) -> dict[str, str]:
     """Those of the jobs that wait or run somewhere, so must not be submitted: name -> why.
@@ -682,8 +745,11 @@ class Experiment:
     self.record.update(facts)
     _write_record(self.path, self.record)
 
-  def note_submission(self, executor: Executor, ids: Mapping[str, str]) -> None:
-    """Appends what was submitted, when and with which ids to `submitted.jsonl`."""
+  def note_submission(self, executor: Executor, ids: Mapping[str, Optional[str]]) -> None:
+    """Appends what was submitted, when and with which ids to `submitted.jsonl`.
+
+    An id of None says that the job's submission was taken back.
+    """
     record = {"time": time.time(), "executor": executor.name, **executor.options(), "ids": ids}
     try:
       runs.append_jsonl(self.path / "submitted.jsonl", record)
@@ -692,10 +758,18 @@ class Experiment:
 
   def ids(self) -> dict[str, str]:
     """The executor's newest id of each job, by the job's name."""
+    noted = runs.read_jsonl(self.path / "submitted.jsonl")
+    if not noted and "first_array" in self.record:  # The launcher was killed in between.
+      below = self.record["first_array"]
+      return {
+        job.name: f"{self.xid}_{job.wid}"
+        for job in self.jobs()
+        if job.kind == "run" and job.wid < below
+      }
     ids: dict[str, str] = {}
-    for record in runs.read_jsonl(self.path / "submitted.jsonl"):
+    for record in noted:
       ids.update(record["ids"])
-    return ids
+    return {name: task for name, task in ids.items() if task is not None}
 
   def submitted_at(self) -> float:
     """time.time() of the newest submission; 0 without one."""

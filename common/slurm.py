@@ -88,7 +88,7 @@ def call(*argv: str, text: Optional[str] = None) -> str:
   try:
     done = subprocess.run(
       argv, env=environment(), input=text or "", capture_output=True, text=True, errors="replace",
-      timeout=_COMMAND_SECONDS, check=False,
+      timeout=_COMMAND_SECONDS, check=False, start_new_session=True,  # A terminal's Ctrl-C is ours.
     )  # fmt: skip
   except FileNotFoundError as e:
     raise SlurmError(f"There is no {argv[0]!r} on the PATH.") from e
@@ -312,71 +312,115 @@ class SlurmExecutor(launchers.Executor):
     size = self.max_array_size()
     array = _Array("run", 0, tuple(wid for wid in wids if wid < size))
     script = self._script(array, None, experiments_dir, title)
-    try:
-      xid = self._sbatch(script)
-    except SlurmError as e:
-      raise SlurmError(f"{e} (To run on this machine instead: --executor=local.)", e.code) from e
-    self._reserved = (xid, array, script)
+    with launchers.STOPS.held():
+      try:
+        xid = self._sbatch(script)
+      except SlurmError as e:
+        raise SlurmError(f"{e} (To run on this machine instead: --executor=local.)", e.code) from e
+      self._reserved = (xid, array, script)
     return xid
 
-  def give_up(self) -> None:
+  def reserved(self) -> dict[str, Any]:
+    """See `Executor`: the wids below this number are in the first array."""
+    return {} if self._reserved is None else {"first_array": len(self._reserved[1].wids)}
+
+  def give_up(self, experiment: Optional[launchers.Experiment]) -> None:
     """Cancels the array that `reserve` submitted."""
-    if self._reserved is not None:
-      xid, self._reserved = self._reserved[0], None
-      _scancel([xid])
+    with launchers.STOPS.held():
+      if self._reserved is not None:
+        xid, self._reserved = self._reserved[0], None
+        _scancel([xid])
+        if experiment is not None:
+          experiment.note_submission(self, {})
 
   def submit(
     self, jobs: Sequence[launchers.Job], experiment: Optional[launchers.Experiment] = None
   ) -> dict[str, str]:
-    """Submits the jobs' arrays held, notes them, and releases them."""
+    """Submits the jobs' arrays held, notes them in the experiment, and releases them.
+
+    A stop before the release takes all of it back.
+
+    Raises:
+      launchers.PartlySubmitted: See `Executor`.
+      KeyboardInterrupt: A stop, see `launchers.Stops`.
+    """
     assert experiment is not None
     names = {(job.kind, job.wid): job.name for job in jobs}
-    arrays = _arrays(jobs, self.max_array_size())
-    title = experiment.title
     ids: dict[str, str] = {}
     submitted: dict[tuple[str, int], str] = {}
-    (experiment.path / "logs").mkdir(exist_ok=True)
     failed: Optional[SlurmError] = None
     try:
+      arrays = _arrays(jobs, self.max_array_size())
+      (experiment.path / "logs").mkdir(exist_ok=True)
       for array in arrays:
-        if self._reserved is not None and self._reserved[1] == array:
-          xid, _, script = self._reserved
-        else:
-          more = []
-          if array.after:
-            after = submitted[("run", array.offset)]
-            more = [f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"]
-          script = self._script(array, experiment.path, experiment.path.parent, title)
-          xid = self._sbatch(script, more)
-        submitted[(array.kind, array.offset)] = xid
-        for wid in array.wids:
-          ids[names[(array.kind, wid)]] = f"{xid}_{wid - array.offset}"
-        runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script, sync=False)
+        with launchers.STOPS.held():
+          xid = self._submit_array(array, submitted, experiment)
+          submitted[(array.kind, array.offset)] = xid
+          tasks = {names[(array.kind, w)]: f"{xid}_{w - array.offset}" for w in array.wids}
+          ids.update(tasks)
+          experiment.note_submission(self, tasks)
     except SlurmError as e:
       failed = e
     except BaseException:
-      _scancel(submitted.values())
+      self._take_back(submitted.values(), ids, experiment)
       raise
+    if self._reserved is not None and self._reserved[0] not in submitted.values():
+      _scancel([self._reserved[0]])  # Of other jobs than these.
     self._reserved = None
-    held = any(arg in ("--hold", "-H") for arg in self._sargs)
     released = ",".join(submitted.values())
-    if released and not held:
-      try:
-        call("scontrol", "release", released)
-      except SlurmError as e:
-        failed = failed or SlurmError(f"{e} To release by hand: scontrol release {released}.")
+    if released and not self._is_held():
+      with launchers.STOPS.held():
+        try:
+          call("scontrol", "release", released)
+        except SlurmError as e:
+          failed = failed or SlurmError(f"{e} To release by hand: scontrol release {released}.")
+        launchers.STOPS.forget()  # The jobs are on their way.
     if failed is not None:
       missing = ranges(sorted({job.wid for job in jobs if job.name not in ids}))
       done = ", ".join(
-        f"{kind} {ranges(w for w in a.wids)} as {submitted[(kind, a.offset)]}"
+        f"{a.kind} {ranges(a.wids)} as {submitted[(a.kind, a.offset)]}"
         for a in arrays
-        for kind in (a.kind,)
-        if (kind, a.offset) in submitted
+        if (a.kind, a.offset) in submitted
       )
       message = f"{failed} Submitted: {done or 'nothing'}."
       message += f" Not submitted: wid {missing}." if missing else ""
       raise launchers.PartlySubmitted(message, ids)
     return ids
+
+  def _is_held(self) -> bool:
+    return any(arg in ("--hold", "-H") for arg in self._sargs)
+
+  def _submit_array(
+    self,
+    array: _Array,
+    submitted: Mapping[tuple[str, int], str],
+    experiment: launchers.Experiment,
+  ) -> str:
+    """Submits an array, held, where `reserve` has not done so; returns its id."""
+    if self._reserved is not None and self._reserved[1] == array:
+      xid, _, script = self._reserved
+    else:
+      more = []
+      if array.after:
+        after = submitted[("run", array.offset)]
+        more = [f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"]
+      script = self._script(array, experiment.path, experiment.path.parent, experiment.title)
+      xid = self._sbatch(script, more)
+    runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script, sync=False)
+    return xid
+
+  def _take_back(
+    self, arrays: Iterable[str], ids: Mapping[str, str], experiment: launchers.Experiment
+  ) -> None:
+    """Cancels held arrays, and notes that their jobs are not submitted."""
+    with launchers.STOPS.held():
+      found = list(arrays)
+      if self._reserved is not None and self._reserved[0] not in found:
+        found.append(self._reserved[0])
+      self._reserved = None
+      _scancel(found)
+      experiment.note_submission(self, dict.fromkeys(ids))
+      launchers.STOPS.forget()
 
   def poll(self) -> dict[str, str]:
     """Nothing is waited for: see `follow` and `observe`."""
@@ -399,6 +443,20 @@ class SlurmExecutor(launchers.Executor):
       log = self._logs / f"{self._view.ids.get(job.name)}.txt"
       return {**record, "log": str(log)} if log.exists() else record
     return record
+
+  def advice(self, jobs: Sequence[launchers.Job]) -> Sequence[str]:
+    """See `Executor`: arrays that were submitted held, and not released."""
+    held: dict[str, int] = {}
+    for job in jobs:
+      task = self._view.ids.get(job.name, "")
+      if self._view.answers.get(task, ("", ""))[1].startswith("JobHeld"):
+        held[task.split("_")[0]] = held.get(task.split("_")[0], 0) + 1
+    if not held:
+      return ()
+    return [
+      f"{sum(held.values())} jobs are held, by --hold or because the launcher was killed before it "
+      f"released them. To let them start: scontrol release {','.join(held)}"
+    ]
 
   def queued(self, jobs: Sequence[launchers.Job]) -> dict[str, str]:
     """See `Executor`; the jobs that Slurm still has, and may run, are among them."""

@@ -9,6 +9,8 @@ lies in $FAKE_SLURM as files. Faults are files there, too:
     no-requeue                                  scontrol requeue is refused
     requeue-delay                               a requeued task stays PENDING
     nothing-starts                              released arrays stay PENDING
+    signal-at-sbatch-N, signal-at-release       the launcher gets the signal that the file names,
+                                                after the Nth sbatch, or before the release
 """
 
 import contextlib
@@ -91,6 +93,13 @@ class Array:
       yield
 
 
+def _signal_launcher(name):
+  """Waits a moment, too: whether the signal is heeded at once or later must not be luck."""
+  if _is_faulty(name):
+    os.kill(os.getppid(), int((_root() / name).read_text()))
+    time.sleep(0.5)
+
+
 def _fail(text):
   print(text, file=sys.stderr)
   return 1
@@ -127,6 +136,7 @@ def sbatch(argv):
     (array.path / "held").touch()
   else:
     _start(array)
+  _signal_launcher(f"signal-at-sbatch-{number}")
   print(array.xid)
   return 0
 
@@ -253,6 +263,7 @@ def scontrol(argv):
     print(f"Configuration data as of now\nMaxArraySize            = {limit}\nMaxJobCount = 9")
     return 0
   if argv[0] == "release":
+    _signal_launcher("signal-at-release")
     for array in map(Array, argv[1].split(",")):
       (array.path / "held").unlink()
       _start(array)

@@ -32,8 +32,8 @@ class Cluster:
     self.variables = fake_slurm.install(folder)
     self.state = folder / "state"
 
-  def fault(self, name, there=True):
-    (self.state / name).touch() if there else (self.state / name).unlink()
+  def fault(self, name, there=True, text=""):
+    (self.state / name).write_text(text) if there else (self.state / name).unlink()
 
   def arrays(self):
     return [fake_slurm.Array(p.name) for p in sorted(self.state.iterdir()) if p.name.isdigit()]
@@ -256,6 +256,104 @@ def test_status_of_10000_runs_is_quick(command, cluster, project):
     run.note_state(("DONE", "RUNNING", "FAILED", "REQUEUED")[wid % 4], step=3)
   argv = [sys.executable, "launch.py", "status", str(command.experiments / xid)]
   assert "2500 DONE" in runs_within(5.0, argv, project)
+
+
+# A launcher that is stopped or killed while it submits
+
+
+def launched(command, *argv):
+  """A launcher in a process of its own; returns its exit code and words."""
+  argv = [sys.executable, "launch.py", "--main=fake.train", *argv]
+  argv += [f"--config={command.config}:tiny", f"--experiments_dir={command.experiments}"]
+  done = subprocess.run(argv, cwd=command.project, capture_output=True, text=True)
+  return done.returncode, done.stdout + done.stderr
+
+
+STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+def test_launcher_stopped_before_its_record_leaves_nothing(command, cluster, number):
+  cluster.fault("signal-at-sbatch-1", text=str(int(number)))
+  assert launched(command)[0] == 130
+  (array,) = cluster.arrays()
+  assert cluster.states(array.xid) == ["CANCELLED"] * 2
+  assert not list(command.experiments.glob("*"))
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+def test_launcher_stopped_while_it_submits_takes_all_back(command, cluster, number):
+  cluster.fault("signal-at-sbatch-2", text=str(int(number)))
+  code, said = launched(command, "--then_eval=sample")
+  assert code == 130
+  assert "nothing is submitted. To go on: ./launch.py rerun" in said
+  first, second = cluster.arrays()
+  assert cluster.states(first.xid) + cluster.states(second.xid) == ["CANCELLED"] * 4
+  assert status(command, first.xid)[:2] == ["PENDING"] * 2
+  assert command.out.count("not submitted: rerun does that") == 4
+  assert command("rerun", first.xid) == 0
+  cluster.wait()
+  assert command("status", first.xid) == 0
+  assert "4 DONE" in command.out
+
+
+def test_launcher_stopped_before_its_first_array_is_noted(command, cluster, monkeypatch):
+  def attended(experiment):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(launchers.Experiment, "attended", attended)
+    assert command.launch(config=f"{command.config}:tiny") == 130
+  (array,) = cluster.arrays()
+  assert cluster.states(array.xid) == ["CANCELLED"] * 2
+  assert status(command, array.xid) == ["PENDING"] * 2
+  assert command("rerun", array.xid) == 0
+  cluster.wait()
+  assert status(command, array.xid) == ["DONE"] * 2
+
+
+def test_a_stop_during_the_release_is_too_late(command, cluster):
+  cluster.fault("signal-at-release", text=str(int(signal.SIGTERM)))
+  code, said = launched(command)
+  assert code == 0, said
+  assert "Submitted 2 jobs" in said
+  cluster.wait()
+  assert status(command, cluster.arrays()[0].xid) == ["DONE"] * 2
+
+
+@pytest.mark.parametrize("at", ["signal-at-sbatch-2", "signal-at-release"])
+def test_launcher_killed_before_the_release_is_shown_and_goes_on(command, cluster, at):
+  cluster.fault(at, text=str(int(signal.SIGKILL)))
+  assert launched(command, "--then_eval=sample")[0] == -signal.SIGKILL
+  cluster.fault(at, there=False)
+  arrays = [array.xid for array in cluster.arrays()]
+  shown = status(command, arrays[0])
+  assert shown[:2] == ["PENDING"] * 2
+  assert "JobHeldUser" in command.out
+  known = arrays if at == "signal-at-release" else arrays[:1]
+  advice = f"To let them start: scontrol release {','.join(known)}"
+  assert advice in command.out
+  assert command("rerun", arrays[0]) == 1
+  assert advice in command.out
+  assert len(cluster.arrays()) == 2
+  fake_slurm.scontrol(["release", ",".join(known)])
+  wait_for(lambda: set(cluster.states(arrays[0])) == {"COMPLETED"})
+  if at == "signal-at-sbatch-2":
+    assert "not submitted" in command.out
+    assert command("rerun", arrays[0]) == 0
+    fake_slurm.scancel(arrays[1:])
+  cluster.wait()
+  assert command("status", arrays[0]) == 0
+  assert "4 DONE" in command.out
+
+
+def test_killed_launchers_held_array_is_known_without_a_note(command, cluster):
+  xid = submit(command, "--sargs=--hold")
+  (command.experiments / xid / "submitted.jsonl").unlink()
+  assert status(command, xid) == ["PENDING"] * 4
+  assert f"scontrol release {xid}" in command.out
+  assert command("cancel", xid) == 0
+  assert cluster.states(xid) == ["CANCELLED"] * 4
 
 
 # Failures, and what follows
