@@ -68,13 +68,18 @@ class SlurmError(launchers.LaunchError):
     self.code = code
 
 
+# What a job is given of its own: Slurm's words, and its GPUs.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
+_GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")
+
+
 def environment() -> dict[str, str]:
   """This process's environment for Slurm's commands: from within a job, without that job's own."""
   env = dict(os.environ)
   env.pop("PYTHONSAFEPATH", None)  # `python -m` must find the source in the cwd.
   if "SLURM_JOB_ID" in env:
     for name in list(env):
-      if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
+      if name in _GPUS_OF_A_JOB or (name.startswith(_OF_A_JOB) and name != "SLURM_CONF"):
         del env[name]
   return env
 

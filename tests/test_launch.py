@@ -271,6 +271,17 @@ def test_no_tensorflow_is_imported_and_help_is_quick(project):
     assert "--jobs" in runs_within(0.5, [sys.executable, script, "--help"], project)
 
 
+def test_status_is_quick_and_imports_no_tensorflow(command, project):
+  assert command.launch_two("--xid=x") == 0
+  argv = ["status", str(command.experiments / "x")]
+  code = (
+    f"import sys, launch; assert launch.main({argv!r}) == 0;"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'keras', 'numpy')]"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=project, check=True, capture_output=True)
+  assert "2 DONE" in runs_within(0.5, [sys.executable, "launch.py", *argv], project)
+
+
 # Sweeps
 
 

@@ -61,7 +61,8 @@ def cluster(tmp_path, monkeypatch):
     monkeypatch.delenv(name)
   yield found
   for array in found.arrays():
-    fake_slurm.scancel([array.xid])
+    if (array.path / "server.txt").exists():  # Some of its tasks may run.
+      fake_slurm.scancel([array.xid])
 
 
 def submit(command, *argv, config=None):
@@ -178,12 +179,22 @@ def test_variables_of_an_outer_job_do_not_leak(command, cluster, monkeypatch):
   monkeypatch.setenv("SLURM_JOB_ID", "7")
   monkeypatch.setenv("SLURM_MEM_PER_CPU", "3")
   monkeypatch.setenv("SBATCH_PARTITION", "x")
+  monkeypatch.setenv("SRUN_DEBUG", "3")
+  monkeypatch.setenv("SLURMD_NODENAME", "n9")
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
   monkeypatch.setenv("SLURM_CONF", "/a/slurm.conf")
   submit(command)
   environment = json.loads((cluster.arrays()[0].path / "environment.json").read_text())
-  names = {n for n in environment if n.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+  names = {n for n in environment if n.startswith(("SLURM", "SBATCH_", "SRUN_", "CUDA_V"))}
   assert names == {"SLURM_CONF"}
   cluster.wait()
+
+
+def test_variables_outside_of_a_job_are_the_users(command, cluster, monkeypatch):
+  monkeypatch.setenv("SBATCH_PARTITION", "x")
+  submit(command, "--sargs=--hold")
+  environment = json.loads((cluster.arrays()[0].path / "environment.json").read_text())
+  assert environment["SBATCH_PARTITION"] == "x"
 
 
 def test_large_sweep_goes_in_chunks_and_one_may_be_refused(command, cluster, project):
@@ -241,6 +252,17 @@ def test_run_directories_of_a_large_sweep_are_made_by_the_jobs(command, cluster,
   assert [v["model_config"]["rd_lambda"] for v in values] == [0.08, 0.08, 0.01, 0.01]
   assert [v["seed"] for v in values] == [0, 1, 0, 1]
   assert [v["num_steps"] for v in values] == [4] * 4
+
+
+@pytest.mark.slow
+def test_100000_settings_are_expanded_and_submitted_in_chunks_quickly(command, cluster, project):
+  cluster.fault("nothing-starts")
+  file = project / "fake" / "configs" / "base.py"
+  file.write_text(file.read_text().replace("[0, 1]", "range(50_000)"))
+  argv = [sys.executable, "launch.py", "--main=fake.train", f"--config={file}"]
+  argv.append(f"--experiments_dir={command.experiments}")
+  assert "Submitted 100000 jobs to Slurm in 100 arrays" in runs_within(10.0, argv, project)
+  assert [a.job()["array"] for a in cluster.arrays()[98:100]] == ["0-1000", "0-900"]
 
 
 @pytest.mark.slow
