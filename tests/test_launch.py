@@ -397,6 +397,12 @@ def test_then_eval_follows_each_training(command, tmp_path):
   assert command.states("x") == ["DONE"] * 4
 
 
+def hear_signals():
+  """For a child: what runs in a shell's background would ignore SIGINT, and so would its children."""
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+
+
 def wait_mode(command, tmp_path, *argv):
   """A launcher process whose two running tasks wait for a file or a signal."""
   script = [sys.executable, "launch.py", "--main=fake.train", "--config=fake/configs/base.py"]
@@ -415,6 +421,7 @@ def wait_mode(command, tmp_path, *argv):
     stderr=subprocess.STDOUT,
     text=True,
     start_new_session=True,
+    preexec_fn=hear_signals,
   )
 
   def running():

@@ -15,7 +15,7 @@ import launch_eval
 import slurm_template
 from common import launchers, runs, slurm
 from tests import fake_slurm
-from tests.test_launch import command, project, runs_within, tree  # noqa: F401
+from tests.test_launch import command, hear_signals, project, runs_within, tree  # noqa: F401
 from tests.test_launch import wait_for as wait_some_seconds
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -287,7 +287,9 @@ def launched(command, *argv):
   """A launcher in a process of its own; returns its exit code and words."""
   argv = [sys.executable, "launch.py", "--main=fake.train", *argv]
   argv += [f"--config={command.config}:tiny", f"--experiments_dir={command.experiments}"]
-  done = subprocess.run(argv, cwd=command.project, capture_output=True, text=True)
+  done = subprocess.run(
+    argv, cwd=command.project, capture_output=True, text=True, preexec_fn=hear_signals
+  )
   return done.returncode, done.stdout + done.stderr
 
 
