@@ -398,7 +398,7 @@ def test_then_eval_follows_each_training(command, tmp_path):
 
 
 def hear_signals():
-  """For a child: what runs in a shell's background would ignore SIGINT, and so would its children."""
+  """For a child: what a shell runs in its background ignores SIGINT, and so would its children."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 
