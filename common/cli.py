@@ -71,15 +71,19 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
       print(f"{run.path} is DONE already. For another run choose another --xid.")
       return 0
     set_up_process(run)
+    distribution = _start_devices(unit, run) if task == "train" else None
     check(unit)
     if run is None:
       run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
-    run.create(unit, run.path.parent.name)
+    if distribution is None or distribution.is_chief:
+      run.create(unit, run.path.parent.name)
   except (flags.UsageError, ValueError, TypeError, RuntimeError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
-  job = Job(unit, run, began)
+  job = Job(unit, run, began, distribution)
   job.handle_signals()
+  if distribution is not None and not distribution.is_chief:
+    return _run_as_helper(job, run_job)
   try:
     with run.locked(), logging_to(run):
       return _run_locked(job, run_job)
@@ -106,6 +110,35 @@ def _check_units(path: str, check: CheckUnit) -> int:
     except (ValueError, TypeError, RuntimeError, OSError) as e:
       print(f"Error: wid {unit.wid}: {e}", file=sys.stderr)
       return 2
+  return 0
+
+
+def _start_devices(unit: hyper.WorkUnit, run: Optional[runs.RunDir]) -> Any:
+  from common import distribution
+
+  worker = distribution.this_worker(unit.config)
+  if worker.count > 1 and run is None:
+    raise flags.UsageError("Several workers need one run directory: give --workdir, or --xid.")
+  devices = distribution.start(unit.config)
+  if devices.num_replicas > 1:
+    print(f"Worker {worker.index}: {devices}", file=sys.stderr, flush=True)
+  return devices
+
+
+def _run_as_helper(job: Job, run_job: RunJob) -> int:
+  """Works for the chief, which writes the files, holds the lock and records the end."""
+  index = job.distribution.worker.index if job.distribution else 0
+  with logging_to(level=logging.WARNING):
+    try:
+      run_job(job)
+    except Interrupted:
+      return runs.EXIT_RESUME
+    except KeyboardInterrupt:
+      return 130
+    except Exception as e:
+      expected = isinstance(e, OSError) or type(e).__module__.startswith("common.")
+      _LOG.error("Worker %d: %s: %s", index, type(e).__name__, e, exc_info=not expected)
+      return 1
   return 0
 
 
@@ -175,23 +208,23 @@ class _AboveProgress(logging.StreamHandler):
 
 
 @contextlib.contextmanager
-def logging_to(run: Optional[runs.RunDir] = None) -> Iterator[None]:
+def logging_to(run: Optional[runs.RunDir] = None, level: int = logging.INFO) -> Iterator[None]:
   """Logs to standard error and, outside of a supervisor, to the run's log file."""
   root = logging.getLogger()
-  before, level = list(root.handlers), root.level
+  before, level_before = list(root.handlers), root.level
   form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
   handlers: list[logging.Handler] = [_AboveProgress()]
   # Under a supervisor standard error is the log file already.
   if run is not None and not os.environ.get("NTC_SUPERVISED"):
     handlers.append(logging.FileHandler(run.log_file))
-  root.setLevel(logging.INFO)
+  root.setLevel(level)
   root.handlers[:] = handlers
   for handler in handlers:
     handler.setFormatter(form)
   try:
     yield
   finally:
-    root.setLevel(level)
+    root.setLevel(level_before)
     root.handlers[:] = before
     for handler in handlers:
       handler.close()

@@ -654,13 +654,19 @@ class CropSampler:
     """The names of the pictures that are used."""
     return [s.name for i, s in enumerate(self._sources) if i not in self._bad]
 
-  def batch(self, step: int) -> np.ndarray:
+  def batch(self, step: int, rows: Optional[tuple[int, int]] = None) -> np.ndarray:
     """Batch `step` (0, 1, ...) of the endless training series, uint8 [B,patchsize,patchsize,3].
+
+    Args:
+      step: Which batch.
+      rows: (first, number): only these of its crops; None for all.
 
     Raises:
       DataError: No picture is left that can be read; the message says why.
     """
-    return self._assemble(step, self._seed, _Stream.TRAIN, self._permutation)
+    first, number = rows or (0, self.config.batchsize)
+    first += int(step) * self.config.batchsize
+    return self._assemble(first, number, self._seed, _Stream.TRAIN, self._permutation)
 
   @property
   def num_val_batches(self) -> int:
@@ -674,7 +680,8 @@ class CropSampler:
     first pictures.
     """
     in_order = np.arange(len(self._sources))
-    return self._assemble(step, 0, _Stream.VAL, lambda epoch: in_order)
+    batchsize = self.config.batchsize
+    return self._assemble(int(step) * batchsize, batchsize, 0, _Stream.VAL, lambda epoch: in_order)
 
   def _usable(
     self, sources: Sequence[ImageSource]
@@ -718,10 +725,15 @@ class CropSampler:
     return np.argsort(words, kind="stable")
 
   def _assemble(
-    self, step: int, seed: int, stream: "_Stream", order: Callable[[int], np.ndarray]
+    self,
+    first: int,
+    batchsize: int,
+    seed: int,
+    stream: "_Stream",
+    order: Callable[[int], np.ndarray],
   ) -> np.ndarray:
-    side, batchsize = self.config.patchsize, self.config.batchsize
-    first = int(step) * batchsize
+    """`batchsize` crops of the series, from crop `first` on."""
+    side = self.config.patchsize
     words = _random_words(seed, stream, first, 4 * batchsize).reshape(batchsize, 4)
     batch = np.empty((batchsize, side, side, 3), np.uint8)
 
@@ -919,23 +931,33 @@ def make_val_dataset(config: Mapping[str, Any]) -> "tf.data.Dataset":
     DataError: As `make_train_dataset`.
   """
   sampler = CropSampler(config, 0, "val")
-  return _to_tf(sampler.val_batch, sampler.config, 0, sampler.num_val_batches)
+  size = (sampler.config.batchsize, sampler.config.patchsize)
+  return _to_tf(sampler.val_batch, size, 0, sampler.num_val_batches)
 
 
 def to_tf_dataset(
-  sampler: CropSampler, start_step: int = 0, num_steps: Optional[int] = None
+  sampler: CropSampler,
+  start_step: int = 0,
+  num_steps: Optional[int] = None,
+  rows: Optional[tuple[int, int]] = None,
 ) -> "tf.data.Dataset":
-  """`make_train_dataset` of a sampler that the caller keeps, for its `skipped` and `names`."""
+  """`make_train_dataset` of a sampler that the caller keeps, for its `skipped` and `names`.
+
+  `rows`: (first, number) of the rows wanted of each batch; None for all.
+  """
   stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
-  return _to_tf(sampler.batch, sampler.config, start_step, stop)
+  number = sampler.config.batchsize if rows is None else rows[1]
+  batch = functools.partial(sampler.batch, rows=rows)
+  return _to_tf(batch, (number, sampler.config.patchsize), start_step, stop)
 
 
 def _to_tf(
-  batch: Callable[[int], np.ndarray], config: DataConfig, start: int, stop: int
+  batch: Callable[[int], np.ndarray], size: tuple[int, int], start: int, stop: int
 ) -> "tf.data.Dataset":
+  """`size`: (crops in a batch, side of a crop)."""
   import tensorflow as tf
 
-  shape = (config.batchsize, config.patchsize, config.patchsize, 3)
+  shape = (size[0], size[1], size[1], 3)
 
   def make(step: np.ndarray) -> np.ndarray:
     with _calls:

@@ -27,14 +27,29 @@ class Job:
     config: Its config, locked.
     run: The run directory; this process holds its lock.
     label: A short name for progress lines.
+    distribution: The devices of a training, or None for one device.
   """
 
-  def __init__(self, unit: hyper.WorkUnit, run: runs.RunDir, began: Optional[float] = None):
-    """`began`: time.time() at which the program started."""
+  def __init__(
+    self,
+    unit: hyper.WorkUnit,
+    run: runs.RunDir,
+    began: Optional[float] = None,
+    distribution: Optional[Any] = None,
+  ):
+    """A job of this process.
+
+    Args:
+      unit: The work unit.
+      run: Its directory.
+      began: time.time() at which the program started.
+      distribution: The `distribution.Distribution` of a training; None for one device.
+    """
     self.unit = unit
     self.config: ml_collections.ConfigDict = hyper.to_config(unit.config)
     self.run = run
     self.label = run.path.name
+    self.distribution = distribution
     self._began = time.time() if began is None else began
     self._stop: Optional[str] = None
 

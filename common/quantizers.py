@@ -78,10 +78,11 @@ def parameters(name: str) -> dict[str, float]:
 def make_quantizer(name: str, **options: float) -> MakeQuantizer:
   """The factory of quantizers called `name`.
 
-  `factory(seed=None, temperature=None, share_noise=False)`: `seed` is int32 [2] and alone
-  determines the noise; `temperature` a scalar in (0, 1]; `share_noise` gives all images of a batch
-  the same noise, so that none depends on the batch that it is in. Quantizers that need none of
-  them ignore them.
+  `factory(seed=None, temperature=None, share_noise=False, rows=None)`: `seed` is int32 [2] and
+  alone determines the noise; `temperature` a scalar in (0, 1]; `share_noise` gives all images of a
+  batch the same noise, so that none depends on the batch that it is in; `rows` = (first, total)
+  says that the images are those from row `first` on of a batch of `total`, and gives them its
+  noise. Quantizers that need none of them ignore them.
 
   Args:
     name: One of `known_quantizers()`.
@@ -104,9 +105,10 @@ def make_quantizer(name: str, **options: float) -> MakeQuantizer:
     seed: Optional[Seed] = None,
     temperature: Optional[tf.Tensor] = None,
     share_noise: bool = False,
+    rows: Optional[tuple[tf.Tensor, int]] = None,
   ) -> Quantizer:
     def quantizer(name: str, loc: tf.Tensor, offset: tf.Tensor) -> Quantized:
-      return function(loc, offset, _uniform(seed, name, share_noise), temperature, **options)
+      return function(loc, offset, _uniform(seed, name, share_noise, rows), temperature, **options)
 
     return quantizer
 
@@ -130,7 +132,10 @@ def _register(name: str) -> Callable[[Callable[..., Quantized]], Callable[..., Q
 
 
 def _uniform(
-  seed: Optional[Seed], latent: str, share: bool = False
+  seed: Optional[Seed],
+  latent: str,
+  share: bool = False,
+  rows: Optional[tuple[tf.Tensor, int]] = None,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """Draws from [0, 1), a pure function of the seed, the latent's name and the shape."""
 
@@ -141,6 +146,10 @@ def _uniform(
     # One stream a latent: same seed, other name, independent noise.
     key = tf.bitwise.bitwise_xor(key, tf.constant([0, zlib.crc32(latent.encode()) >> 1], tf.int32))
     shape = tf.shape(like)
+    if rows is not None and not share:
+      first, total = rows
+      batch = tf.random.stateless_uniform(tf.concat([[total], shape[1:]], 0), key, dtype=like.dtype)
+      return tf.ensure_shape(batch[first : first + shape[0]], like.shape)
     if not share:
       return tf.random.stateless_uniform(shape, key, dtype=like.dtype)
     one = tf.random.stateless_uniform(shape[1:], key, dtype=like.dtype)

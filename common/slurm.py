@@ -748,7 +748,64 @@ def run_task(folder: pathlib.Path, kind: str, offset: int) -> int:
   while time.monotonic() < deadline and _is_held(job.folder):  # A former attempt may be ending.
     time.sleep(1.0)
   limit = int(experiment.record["executor"].get("max_requeues", 0))
-  return supervise.supervise(job.folder, job.argv, _Requeues(job.folder, limit, f"{array}_{index}"))
+  argv = [*_workers(job), *job.argv]
+  return supervise.supervise(job.folder, argv, _Requeues(job.folder, limit, f"{array}_{index}"))
+
+
+def _workers(job: launchers.Job) -> list[str]:
+  """What starts a training in each of the job's Slurm tasks; nothing where it is one process.
+
+  The workers find one another by NTC_WORKERS, see common/distribution.py.
+  """
+  count = int(os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_NNODES", "1"))
+  if count == 1 or job.kind != "run":
+    return []
+  options = job.folder.read_work_unit().config.get("train_eval_config", {})
+  if options.get("strategy") != "multi_worker":
+    _say(f"one process, although the job has {count} tasks: see train_eval_config.strategy")
+    return []
+  os.environ["NTC_WORKERS"] = ",".join(_worker_addresses(count))
+  argv = ["srun", f"--ntasks={count}", "--kill-on-bad-exit=1", "--mpi=none"]
+  if "SLURM_NTASKS" not in os.environ:
+    argv.append("--ntasks-per-node=1")
+  cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+  return [*argv, f"--cpus-per-task={cpus}"] if cpus else argv
+
+
+# Workers listen above this port; below the ports that Linux gives to outgoing connections.
+_FIRST_PORT = 12000
+_NUM_PORTS = 20000
+
+
+def _worker_addresses(count: int) -> list[str]:
+  """host:port of each of a job's tasks, in order; neighbouring jobs have other ports.
+
+  Raises:
+    LaunchError: Slurm does not say where they are.
+  """
+  per_node = f"1(x{count})"  # As Slurm does where only --nodes is given.
+  if "SLURM_NTASKS" in os.environ:
+    per_node = os.environ.get("SLURM_TASKS_PER_NODE", "")
+  try:
+    nodes = call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    on_each = [
+      int(match[1])
+      for match in re.finditer(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", per_node)
+      for _ in range(int(match[2] or 1))
+    ]
+    hosts = [_address(node) for node, tasks in zip(nodes, on_each) for _ in range(tasks)]
+  except (KeyError, SlurmError) as e:
+    raise launchers.LaunchError(f"The addresses of the job's nodes cannot be found: {e}") from e
+  if len(hosts) != count:
+    raise launchers.LaunchError(f"{per_node!r} tasks on {nodes} are not the {count} of the job.")
+  first = int(os.environ["SLURM_JOB_ID"]) * max(count, 64)
+  return [f"{host}:{_FIRST_PORT + (first + i) % _NUM_PORTS}" for i, host in enumerate(hosts)]
+
+
+def _address(node: str) -> str:
+  """A node's address; its name need not resolve."""
+  match = re.search(r"\bNodeAddr=(\S+)", call("scontrol", "show", "node", node))
+  return match[1] if match else node
 
 
 def _is_held(folder: runs.RunDir) -> bool:

@@ -10,14 +10,16 @@ import math
 import pathlib
 import re
 import time
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
 from common import checkpoints as checkpoints_lib
 from common import data, hyper, metrics, quantizers, rd, runs, schedules, writers
+from common import distribution as distribution_lib
 from common.codec import BuildCodec, TrainableCodec
+from common.distribution import Distribution
 from common.job import Job
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ _RANGES = {
   "model_config.rd_lambda_warmup_factor": hyper.Range(float, 0, exclusive=True),
   "model_config.rd_lambda_warmup_below": hyper.Range(float, 0),
 }  # fmt: skip
+
+
+# A checkpoint that the chief sees must be seen by the other workers after so many seconds.
+_CHECKPOINT_SECONDS = 120.0
 
 
 class DivergedError(RuntimeError):
@@ -79,32 +85,41 @@ def weights_only(codec: TrainableCodec) -> tf.train.Checkpoint:
   return tf.train.Checkpoint(codec=codec)
 
 
-def make_train_step(state: TrainState, config: Any):
-  """The compiled step: (crops uint8 [B, P, P, 3], step int32, lr, lambda) -> scalars by name."""
+def make_train_step(state: TrainState, config: Any, distribution: Optional[Distribution] = None):
+  """The compiled step: (crops uint8 [B, P, P, 3], step int32, lr, lambda) -> scalars by name.
+
+  Of several workers each gives its own rows of the batch, and gets what all get.
+  """
+  distribution = distribution or Distribution()
   make_quantizer = quantizers.make_quantizer(config.model_config.quantizer)
   seed = int(config.train_eval_config.seed)
   clip_norm = float(config.optimizer_config.gradient_clip_norm)
   factors = [1.0, float(config.optimizer_config.prior_learning_rate_factor)]
 
-  @tf.function
-  def train_step(crops, step, learning_rate, rd_lambda):
+  def replica_step(crops, step, rd_lambda):
+    crops, rows = distribution.share(crops)
     x = tf.cast(crops, tf.float32)
     with tf.GradientTape() as tape:
-      quantizer = make_quantizer(seed=tf.stack([seed, step]))
+      quantizer = make_quantizer(seed=tf.stack([seed, step]), rows=rows)
       terms = rd.rd_terms(state.codec, x, rd_lambda, quantizer)
     flat = [v for group in state.groups for v in group]
-    gradients, norm = tf.clip_by_global_norm(tape.gradient(terms.loss, flat), clip_norm)
+    gradients = distribution.mean(tape.gradient(terms.loss, flat))
+    gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
     begin = 0
-    for optimizer, variables, factor in zip(state.optimizers, state.groups, factors):
-      optimizer.learning_rate.assign(learning_rate * factor)
-      optimizer.apply_gradients(zip(gradients[begin : begin + len(variables)], variables))
+    for optimizer, variables in zip(state.optimizers, state.groups):
+      optimizer.apply_gradients(
+        zip(gradients[begin : begin + len(variables)], variables),
+        skip_gradients_aggregation=True,  # `mean` did that, before the norm was taken.
+      )
       begin += len(variables)
-    return {
-      "loss": terms.loss,
-      "bpp": tf.reduce_mean(terms.bpp),
-      "mse": tf.reduce_mean(terms.mse),
-      "gradient_norm": norm,
-    }
+    means = distribution.mean([terms.loss, tf.reduce_mean(terms.bpp), tf.reduce_mean(terms.mse)])
+    return {**dict(zip(("loss", "bpp", "mse"), means)), "gradient_norm": norm}
+
+  @tf.function
+  def train_step(crops, step, learning_rate, rd_lambda):
+    for optimizer, factor in zip(state.optimizers, factors):
+      optimizer.learning_rate.assign(learning_rate * factor)
+    return distribution.run(replica_step, crops, step, rd_lambda)
 
   return train_step
 
@@ -120,6 +135,7 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   config = hyper.to_config(unit.config)
   options = config.train_eval_config
   hyper.check_numbers(config, _RANGES)
+  distribution_lib.check(config)
   name = config.model_config.quantizer
   if name not in quantizers.FOR_TRAINING:
     raise ValueError(
@@ -145,8 +161,10 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
     data.DataError: No picture is left that can be read.
     OSError: A checkpoint could not be written.
   """
+  distribution = job.distribution or Distribution()
   try:
-    return _Training(job, build).run()
+    with distribution.strategy.scope():
+      return _Training(job, build).run()
   except tf.errors.OpError as e:  # What the pipeline raises arrives wrapped in TensorFlow's error.
     found = re.search(r"DataError: (.*)", e.message)
     if found is None:
@@ -160,12 +178,13 @@ class _Training:
   def __init__(self, job: Job, build: BuildCodec):
     config = job.config
     self._job, self._options = job, config.train_eval_config
+    self._distribution = job.distribution or Distribution()
     self._num_steps = int(self._options.num_steps)
     tf.keras.utils.set_random_seed(int(self._options.seed))
     self._state = TrainState(build(config.model_config))
     max_to_keep = int(self._options.max_ckpts_to_keep)
     self._ckpts = checkpoints_lib.Checkpoints(job.run.checkpoints_dir, max_to_keep)
-    self._start = self._saved = _restore_or_warm_start(self._state, self._ckpts, job)
+    self._start = self._saved = self._restore_or_warm_start()
     self._metrics: dict[str, float] = self._ckpts.facts(self._start) if self._start else {}
     sampler = _train_sampler(config)
     if self._start == 0 and not self._options.warm_start:
@@ -173,7 +192,12 @@ class _Training:
       while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
         crops.append(sampler.batch(len(crops)))
       self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
-    self._batches = data.to_tf_dataset(sampler, self._start, self._num_steps - self._start)
+    self._batches = data.to_tf_dataset(
+      sampler,
+      self._start,
+      self._num_steps - self._start,
+      rows=self._distribution.worker_rows(sampler.config.batchsize),
+    )
     self._validation = _Validation(self._state.codec, config)
     self._learning_rate = schedules.learning_rate(config.optimizer_config, self._num_steps)
     model = config.model_config
@@ -183,28 +207,56 @@ class _Training:
       float(model.rd_lambda_warmup_factor),
       float(model.rd_lambda_warmup_below),
     )
-    self._step = make_train_step(self._state, config)
-    self._writer = writers.MetricsWriter(job.run)
+    self._step = make_train_step(self._state, config, self._distribution)
+    self._is_chief = self._distribution.is_chief
+    self._writer: Union[writers.MetricsWriter, writers.Silent] = (
+      writers.MetricsWriter(job.run) if self._is_chief else writers.Silent()
+    )
 
   def run(self) -> dict[str, float]:
     """The loop; returns the last step's metrics."""
-    progress = writers.Progress(
-      self._num_steps, self._start, run=self._job.run, label=self._job.label
-    )
+    progress: Union[writers.Progress, writers.Silent] = writers.Silent()
+    if self._is_chief:
+      progress = writers.Progress(
+        self._num_steps, self._start, run=self._job.run, label=self._job.label
+      )
     try:
       self._catch_up()
       self._loop(progress)
     finally:
       progress.close()
       self._writer.close()
-    self._job.done(step=self._num_steps, num_steps=self._num_steps, detail=_text(self._metrics))
+    if self._is_chief:
+      self._job.done(step=self._num_steps, num_steps=self._num_steps, detail=_text(self._metrics))
+    self._distribution.sum_over_workers(0)  # None leaves before all is written.
     return self._metrics
 
-  def _loop(self, progress: writers.Progress) -> None:
+  def _restore_or_warm_start(self) -> int:
+    own = self._ckpts.latest()
+    step = self._distribution.value_of_chief(-1 if own is None else own)
+    if step >= 0:
+      if own != step:
+        self._wait_for_checkpoint(step)
+      self._ckpts.restore(self._state.checkpoint(), step)
+      _LOG.info("Resumed at step %d from %s.", step, self._ckpts.path(step))
+      return step
+    if self._options.warm_start:
+      source = _warm_start(self._state.codec, self._job.unit, self._job.config)
+      _LOG.info("Warm start from %s.", source)
+    return 0
+
+  def _wait_for_checkpoint(self, step: int) -> None:
+    """A network file system may show a file later here than where the chief is."""
+    deadline = time.monotonic() + _CHECKPOINT_SECONDS
+    while self._ckpts.verify(step) is not None and time.monotonic() < deadline:
+      time.sleep(1.0)
+
+  def _loop(self, progress: Union[writers.Progress, writers.Silent]) -> None:
     options = self._options
     # On a GPU the host must not wait for each step; steps are then checked when they are logged.
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     check_every = int(options.log_metrics_every_steps) if has_gpu else 1
+    ask_every = 10 if has_gpu else 1
     pending: list[tuple[int, dict[str, tf.Tensor]]] = []
     clock, clock_step = time.monotonic(), self._start
     for step, crops in enumerate(self._batches, start=self._start):
@@ -217,6 +269,8 @@ class _Training:
       evaluates = self._is_due(done, options.eval_every_steps)
       saves = evaluates or done % int(options.checkpoint_every_steps) == 0
       stops = self._job.stop_requested()
+      if self._distribution.num_workers > 1:  # All must stop after the same step.
+        stops = done % ask_every == 0 and self._distribution.sum_over_workers(int(stops)) > 0
       if done % check_every == 0 or logs or saves or stops:
         self._metrics = _checked(pending)
         pending.clear()
@@ -233,6 +287,7 @@ class _Training:
         self._validate(done)
         clock, clock_step = time.monotonic(), done
       if stops and done < self._num_steps:
+        self._distribution.sum_over_workers(0)  # The chief has saved.
         self._job.interrupted(done)
 
   def _is_due(self, step: int, every: int) -> bool:
@@ -241,18 +296,20 @@ class _Training:
   def _catch_up(self) -> None:
     """A kill between a checkpoint and its validation must not lose the validation."""
     start = self._start
-    if start and self._is_due(start, self._options.eval_every_steps):
+    if self._is_chief and start and self._is_due(start, self._options.eval_every_steps):
       records = runs.read_jsonl(self._job.run.metrics_file)
       if not any(r.get("split") == "val" and r.get("step") == start for r in records):
         self._validate(start)
 
   def _save(self, step: int) -> None:
-    if step != self._saved:
+    if step != self._saved and self._is_chief:
       self._state.step.assign(step)
       self._ckpts.save(self._state.checkpoint(), step, facts=dict(sorted(self._metrics.items())))
       self._saved = step
 
   def _validate(self, step: int) -> None:
+    if not self._is_chief:
+      return
     values = self._validation.run(step, self._writer)
     if not values:
       return
@@ -260,18 +317,6 @@ class _Training:
     if self._options.keep_best and (best is None or values["loss"] < best["loss"]):
       self._ckpts.mark_best(step, values["loss"])
     _LOG.info("Step %d validation: %s", step, _text(values))
-
-
-def _restore_or_warm_start(state: TrainState, ckpts: checkpoints_lib.Checkpoints, job: Job) -> int:
-  options = job.config.train_eval_config
-  own = ckpts.latest()
-  if own is not None:
-    ckpts.restore(state.checkpoint(), own)
-    _LOG.info("Resumed at step %d from %s.", own, ckpts.path(own))
-    return own
-  if options.warm_start:
-    _LOG.info("Warm start from %s.", _warm_start(state.codec, job.unit, job.config))
-  return 0
 
 
 def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> pathlib.Path:
@@ -355,7 +400,9 @@ class _Validation:
 
     self._terms = terms
 
-  def run(self, step: int, writer: writers.MetricsWriter) -> dict[str, float]:
+  def run(
+    self, step: int, writer: Union[writers.MetricsWriter, writers.Silent]
+  ) -> dict[str, float]:
     if self._dataset is None:
       return {}
     options = self._config.train_eval_config

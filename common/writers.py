@@ -111,6 +111,25 @@ class Progress:
       self._bar.close()
 
 
+class Silent:
+  """For those of several workers that write nothing: takes what the two classes above take."""
+
+  def scalars(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+    """Writes nothing."""
+
+  def image_pairs(self, step: int, original: np.ndarray, decoded: np.ndarray) -> None:
+    """Writes nothing."""
+
+  def flush(self) -> None:
+    """Nothing to flush."""
+
+  def update(self, step: int, detail: str = "") -> None:
+    """Shows nothing."""
+
+  def close(self) -> None:
+    """Nothing to close."""
+
+
 def _duration(seconds: float) -> str:
   if seconds == float("inf"):
     return "?"
