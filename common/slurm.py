@@ -765,7 +765,9 @@ def _workers(job: launchers.Job) -> list[str]:
     _say(f"one process, although the job has {count} tasks: see train_eval_config.strategy")
     return []
   os.environ["NTC_WORKERS"] = ",".join(_worker_addresses(count))
-  argv = ["srun", f"--ntasks={count}", "--kill-on-bad-exit=1", "--mpi=none"]
+  # Exit code 75 is not bad: nobody is killed because another saved its state a moment earlier.
+  # Who lost a worker notices that; whoever does not is ended a minute after the first end.
+  argv = ["srun", f"--ntasks={count}", "--kill-on-bad-exit=0", "--wait=60", "--mpi=none"]
   if "SLURM_NTASKS" not in os.environ:
     argv.append("--ntasks-per-node=1")
   cpus = os.environ.get("SLURM_CPUS_PER_TASK")

@@ -5,6 +5,7 @@ does is a function of (seed, step) alone, so a run that was killed ends with the
 unbroken one.
 """
 
+import contextlib
 import logging
 import math
 import pathlib
@@ -57,6 +58,10 @@ _CHECKPOINT_SECONDS = 120.0
 
 class DivergedError(RuntimeError):
   """The loss is not finite; the last checkpoint is good."""
+
+
+class WorkerError(RuntimeError):
+  """Another process that trains the same run ended too early."""
 
 
 class TrainState:
@@ -158,6 +163,7 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
   Raises:
     job.Interrupted: Asked to stop; the state is saved.
     DivergedError: The loss is NaN or infinite.
+    WorkerError: Another worker is gone.
     data.DataError: No picture is left that can be read.
     OSError: A checkpoint could not be written.
   """
@@ -165,6 +171,12 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
   try:
     with distribution.strategy.scope():
       return _Training(job, build).run()
+  except tf.errors.UnavailableError as e:
+    if distribution.num_workers == 1:
+      raise
+    raise WorkerError(
+      "Another worker of this run is gone, see the log. A rerun goes on from the last checkpoint."
+    ) from e
   except tf.errors.OpError as e:  # What the pipeline raises arrives wrapped in TensorFlow's error.
     found = re.search(r"DataError: (.*)", e.message)
     if found is None:
@@ -228,7 +240,8 @@ class _Training:
       self._writer.close()
     if self._is_chief:
       self._job.done(step=self._num_steps, num_steps=self._num_steps, detail=_text(self._metrics))
-    self._distribution.sum_over_workers(0)  # None leaves before all is written.
+    with contextlib.suppress(tf.errors.OpError):  # All is written, whoever is gone by now.
+      self._distribution.sum_over_workers(0)
     return self._metrics
 
   def _restore_or_warm_start(self) -> int:
