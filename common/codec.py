@@ -15,6 +15,10 @@ from common.bitstream import FINGERPRINT_BYTES
 from common.profiling import Stage
 
 
+class NotPreparedError(RuntimeError):
+  """The codec cannot code yet; the message says what it lacks and how to get it."""
+
+
 class Latent(NamedTuple):
   """One latent tensor as the encoder infers it.
 
@@ -143,6 +147,16 @@ class TrainableCodec(Codec, tf.Module):
   def unpack(self, data: bytes) -> tuple[dict[str, tf.Tensor], tuple[int, int]]:
     """The inverse of `pack`: exactly the values that rounding gave, and (height, width)."""
 
+  def ideal_bits(self, latents: Latents) -> float:
+    """What coding the rounded latents of one image costs by its probabilities, without a header."""
+    from common import quantizers  # Lazy: quantizers imports this module.
+
+    bits = self.code(latents, quantizers.make_quantizer("round")()).bits
+    return float(sum(float(b[0]) for b in bits.values()))
+
+  num_rates = 1  # At how many rates one model codes; in order of their number, fewest bytes first.
+  rate = 0  # Of the files that `pack` writes. Settable where there are several; decoding reads it.
+
   @abc.abstractmethod
   def stages(self) -> dict[str, Stage]:
     """Named stages ("f" analysis, "g" synthesis, ...) for `common.profiling`."""
@@ -183,7 +197,7 @@ class TrainableCodec(Codec, tf.Module):
   def fingerprint(self) -> bytes:
     """Identifies what decodes this codec's files: synthesis weights and coding tables."""
     if self._fingerprint is None:
-      raise RuntimeError("No coding tables yet: call prepare() after building or restoring.")
+      raise NotPreparedError("No coding tables yet: call prepare() after building or restoring.")
     return self._fingerprint
 
   _fingerprint: Optional[bytes] = None

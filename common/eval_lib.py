@@ -18,7 +18,6 @@ from common import (
   hyper,
   metrics,
   profiling,
-  quantizers,
   rd,
   results,
   runs,
@@ -71,10 +70,9 @@ def load_codec(
 def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
   """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
   latents = rd.infer(codec, rd.to_batch(image))
-  coded = codec.code(latents, quantizers.make_quantizer("round")())
   size = (image.shape[0], image.shape[1])
   decoded = rd.to_image(rd.synthesize(codec, codec.rounded(latents), size))
-  return float(sum(float(b[0]) for b in coded.bits.values())), decoded
+  return codec.ideal_bits(latents), decoded
 
 
 def record(

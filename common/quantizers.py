@@ -4,6 +4,7 @@
 |------------|---------------|---------------|--------|
 | unoise     | y + u         | y + u         | Ballé et al. 2017, eq. 10 |
 | mixedq     | y + u         | rounded, STE  | Minnen and Singh 2020, section 3.3 |
+| gnoise     | y + n         | y + n         | Kingma and Welling 2014: latents in units of their posterior's deviation |
 | ste        | rounded, STE  | rounded, STE  | Bengio et al. 2013; Yang et al. 2020, A2 |
 | danneal    | s             | s             | Yang et al. 2020, A4 |
 | soft_round | s             | s             | Agustsson and Theis 2020, section 4 |
@@ -12,6 +13,7 @@
 | sga3_linear, sga3_cosine, sga3_ssl | s | s | the same, three classes |
 | round      | rounded       | rounded       | evaluation |
 
+u is uniform in -1/2..1/2, n standard normal.
 "Rounded" is round(y - offset) + offset, STE passes the gradient straight through. s is a relaxed
 sample that becomes the rounded value as the temperature tau falls to 0. Those of SGA draw between
 grid points: a point at distance d from v = y - offset has the probability f(d)^(1/tau), up to a
@@ -40,7 +42,7 @@ _FUNCTIONS: dict[str, Callable[..., Quantized]] = {}
 
 
 # Those whose rate and gradients a training can use.
-FOR_TRAINING = ("mixedq", "unoise")
+FOR_TRAINING = ("gnoise", "mixedq", "unoise")
 
 # Those that are published for iterative inference, and the temperature at which each begins, None
 # where it has none. 0.5 and 0.2: Yang et al. 2020; 1: SGA+; soft_round: as sga, chosen here.
@@ -64,6 +66,11 @@ FOR_ITERATIVE_INFERENCE: Mapping[str, Optional[float]] = {
 def known_quantizers() -> list[str]:
   """The names that `make_quantizer` takes."""
   return sorted(_FUNCTIONS)
+
+
+def for_validation(name: str) -> str:
+  """The quantizer that validates a training with quantizer `name`: rounding; `gnoise` for itself."""
+  return name if name == "gnoise" else "round"
 
 
 def parameters(name: str) -> dict[str, float]:
@@ -183,6 +190,13 @@ def _unoise(loc, offset, uniform, temperature):
 def _mixedq(loc, offset, uniform, temperature):
   del temperature
   return Quantized(rate=loc + (uniform(loc) - 0.5), decode=_straight_through(loc, offset))
+
+
+@_register("gnoise")
+def _gnoise(loc, offset, uniform, temperature):
+  del offset, temperature
+  noisy = loc + tf.math.ndtri(tf.clip_by_value(uniform(loc), _TINY, 1 - _TINY))
+  return Quantized(rate=noisy, decode=noisy)
 
 
 @_register("ste")

@@ -391,7 +391,7 @@ def _validation_data(config: Any) -> Optional[dict[str, Any]]:
 
 
 class _Validation:
-  """Mean rounded rate and distortion over fixed crops; nothing where no data are configured."""
+  """Mean rate and distortion over fixed crops; nothing where no data are configured."""
 
   def __init__(self, codec: TrainableCodec, config: Any):
     self._codec, self._config = codec, config
@@ -403,12 +403,13 @@ class _Validation:
       if config.val_data_config.max_images is not None:
         batches = -(-config.val_data_config.max_images // config.val_data_config.batchsize)
         self._dataset = self._dataset.take(batches)
-    rounding = quantizers.make_quantizer("round")()
+    name = quantizers.for_validation(config.model_config.quantizer)
+    quantizer = quantizers.make_quantizer(name)(seed=(0, 0))
 
     @tf.function
     def terms(crops):
       return rd.rd_terms(
-        codec, tf.cast(crops, tf.float32), float(config.model_config.rd_lambda), rounding
+        codec, tf.cast(crops, tf.float32), float(config.model_config.rd_lambda), quantizer
       )
 
     self._terms = terms

@@ -1,7 +1,7 @@
 """The factorized-prior codec (Ballé, Laparra and Simoncelli 2017): one latent, one section."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +9,7 @@ import tensorflow as tf
 from common import bitstream, dct_init, entropy, quantizers, rd, transforms
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.profiling import Stage
+from factorized import vae
 
 FAMILY = "factorized"
 
@@ -127,12 +128,18 @@ class FactorizedCodec(TrainableCodec):
     }
 
 
-def build(model_config: Mapping[str, Any]) -> FactorizedCodec:
+def build(model_config: Mapping[str, Any]) -> Union[FactorizedCodec, vae.GaussianVAE]:
   """An untrained codec from `model_config`; factorized/configs/bls2017.py explains its fields.
+
+  With a `likelihood_variance` it is the VAE of factorized/configs/bls2017_vae.py.
 
   Raises:
     ValueError, TypeError: A value that no codec can be built from; the message lists the known.
   """
+  if "likelihood_variance" in model_config:
+    return vae.build(model_config)
+  if model_config["quantizer"] == "gnoise":
+    raise ValueError("model_config.quantizer 'gnoise' is for VAEs, whose latents have a deviation.")
   quantizers.make_quantizer(model_config["quantizer"])
   dct_init.check(model_config["init"])
   codec = FactorizedCodec(
