@@ -2,7 +2,7 @@
 """Compresses pictures to files with a trained model, and decodes them.
 
 usage:
-  ./ntc.py compress PICTURE FILE.ntc (--workdir RUN [--step N|best] | --model MODEL.ntcm)
+  ./ntc.py compress PICTURE FILE.ntc (--workdir RUN [--step N|best] | --model MODEL.ntcm) [--rate N]
   ./ntc.py compress PICTURE ... --output_dir DIR (--workdir RUN | --model MODEL.ntcm)
   ./ntc.py decompress FILE.ntc PICTURE.png [--workdir RUN [--step N|best] | --model MODEL.ntcm]
   ./ntc.py decompress FILE.ntc ... --output_dir DIR [...]
@@ -369,6 +369,10 @@ def _compress(argv: list[str]) -> int:
   parser = _parser("compress", "Compresses pictures to files, and decodes each to be sure.")
   _add_files(parser, "picture", "FILE.ntc")
   parser.add_argument("--noverify", action="store_true", help="do not decode what was made")
+  parser.add_argument(
+    "--rate", type=int, metavar="N",
+    help="for a model of several rates: 0 (fewest bytes) and up; default the model's own",
+  )  # fmt: skip
   args = parser.parse_intermixed_args(argv)
   _check_model_flags(args, needed=True)
   pairs = _pairs(args, ".ntc")
@@ -383,6 +387,11 @@ def _compress(argv: list[str]) -> int:
     codec = eval_lib.load_codec(run, build, args.step)[0]
   else:
     codec = _load_artefact(args.model, encoder=True)
+  if args.rate is not None:
+    try:
+      codec.rate = args.rate
+    except ValueError as e:
+      raise flags.UsageError(f"--rate={args.rate}: {e}") from e
   return _each(pairs, lambda source, target: _compress_one(codec, source, target, args))
 
 

@@ -25,6 +25,7 @@ import pathlib
 import platform
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -355,6 +356,29 @@ def load(artefact: Artefact, build: "BuildCodec", encoder: bool = True) -> "Trai
       f"{made_by}."
     )
   return codec
+
+
+def write_arrays(path: runs.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Arrays as a compressed `.npz`, whole or not at all."""
+  stream = io.BytesIO()
+  np.savez_compressed(stream, **arrays)
+  runs.atomic_write(path, stream.getvalue())
+
+
+def read_arrays(path: runs.PathLike) -> dict[str, np.ndarray]:
+  """What `write_arrays` wrote.
+
+  Raises:
+    ArtefactError: The file is damaged.
+    FileNotFoundError: There is none.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      return {name: archive[name] for name in archive.files}
+  except FileNotFoundError:
+    raise
+  except (*_ZIP_ERRORS, zlib.error) as e:
+    raise ArtefactError(f"{path} is damaged ({e}). Remove it, and make it again.") from e
 
 
 def named_variables(codec: "TrainableCodec") -> dict[str, Any]:

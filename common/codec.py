@@ -154,8 +154,23 @@ class TrainableCodec(Codec, tf.Module):
     bits = self.code(latents, quantizers.make_quantizer("round")()).bits
     return float(sum(float(b[0]) for b in bits.values()))
 
-  num_rates = 1  # At how many rates one model codes; in order of their number, fewest bytes first.
-  rate = 0  # Of the files that `pack` writes. Settable where there are several; decoding reads it.
+  @property
+  def num_rates(self) -> int:
+    """At how many rates the model codes; rate 0 makes the fewest bytes."""
+    return 1
+
+  @property
+  def rate(self) -> int:
+    """Of the files that `pack` writes: 0 to num_rates - 1. Decoding needs none.
+
+    Setting it raises ValueError where there is no such rate.
+    """
+    return 0
+
+  @rate.setter
+  def rate(self, value: int) -> None:
+    if value != 0:
+      raise ValueError(f"There is no rate {value}: this model codes at one rate, 0.")
 
   @abc.abstractmethod
   def stages(self) -> dict[str, Stage]:

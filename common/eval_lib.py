@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import configs
 from common import (
+  artefacts,
   checkpoints,
   data,
   hyper,
@@ -41,6 +42,8 @@ def load_codec(
 ) -> tuple[TrainableCodec, int]:
   """A run's codec with the weights of a checkpoint, ready to compress.
 
+  Where coding needs more than the weights, it is read from the run's `coding_dir`, if it was made.
+
   Args:
     run: A training run.
     build: Of its family.
@@ -48,6 +51,7 @@ def load_codec(
 
   Raises:
     checkpoints.CheckpointError: There is no such checkpoint, or it does not fit.
+    artefacts.ArtefactError: What was made for coding is damaged.
   """
   codec = build(hyper.to_config(run.read_work_unit().config).model_config)
   ckpts = checkpoints.Checkpoints(run.checkpoints_dir)
@@ -63,7 +67,8 @@ def load_codec(
       )
     number = found
   ckpts.restore(train_lib.weights_only(codec), number)
-  codec.prepare()
+  saved = run.coding_dir(number) / "default.npz"
+  codec.prepare(artefacts.read_arrays(saved) if saved.is_file() else None)
   return codec, number
 
 

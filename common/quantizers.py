@@ -4,7 +4,7 @@
 |------------|---------------|---------------|--------|
 | unoise     | y + u         | y + u         | Ballé et al. 2017, eq. 10 |
 | mixedq     | y + u         | rounded, STE  | Minnen and Singh 2020, section 3.3 |
-| gnoise     | y + n         | y + n         | Kingma and Welling 2014: latents in units of their posterior's deviation |
+| gnoise     | y + n         | y + n         | Kingma and Welling 2014, section 2.4 |
 | ste        | rounded, STE  | rounded, STE  | Bengio et al. 2013; Yang et al. 2020, A2 |
 | danneal    | s             | s             | Yang et al. 2020, A4 |
 | soft_round | s             | s             | Agustsson and Theis 2020, section 4 |
@@ -13,7 +13,7 @@
 | sga3_linear, sga3_cosine, sga3_ssl | s | s | the same, three classes |
 | round      | rounded       | rounded       | evaluation |
 
-u is uniform in -1/2..1/2, n standard normal.
+u is uniform in -1/2..1/2; n is standard normal, for latents in units of their posterior's deviation.
 "Rounded" is round(y - offset) + offset, STE passes the gradient straight through. s is a relaxed
 sample that becomes the rounded value as the temperature tau falls to 0. Those of SGA draw between
 grid points: a point at distance d from v = y - offset has the probability f(d)^(1/tau), up to a
@@ -69,7 +69,7 @@ def known_quantizers() -> list[str]:
 
 
 def for_validation(name: str) -> str:
-  """The quantizer that validates a training with quantizer `name`: rounding; `gnoise` for itself."""
+  """What a training with quantizer `name` is validated with: rounding, but `gnoise` for itself."""
   return name if name == "gnoise" else "round"
 
 

@@ -411,7 +411,7 @@ class Report:
     found = [
       r
       for r in self.loaded.results
-      if (f"{r.run['family']}-{r.run['xid']}", r.mode) == (curve.group, curve.source)
+      if (results.group_of(r.run), r.mode) == (curve.group, curve.source)
     ]
     return sorted(found, key=lambda r: (r.mean("bpp") or 0, r.step))
 

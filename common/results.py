@@ -8,7 +8,7 @@ Facts are read from the file's content, never back out of its name.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from common import hyper, runs
@@ -62,6 +62,8 @@ class ResultFile:
 
   Attributes:
     run: family, xid, wid, runname, commit, dirty, workdir; `label` names the curve it lies on.
+      Where one run gives curves of its own (several rates, several methods), `curve` tells them
+      apart, and each point has its own runname.
     config: The run's whole config (a classical codec's settings).
     overrides: What its sweep and command line changed.
     step: Training step of the weights; 0 for codecs that are not trained.
@@ -221,7 +223,7 @@ def find(
 
 
 def curves(result_files: Iterable[ResultFile]) -> list[RDCurve]:
-  """Groups results into curves: one an experiment, mode and label; one point a run, by rate.
+  """Groups results into curves: one an experiment, mode and `curve`; one point a run, by rate.
 
   Where a run was evaluated at several steps, its last step counts.
   """
@@ -239,15 +241,21 @@ def curves(result_files: Iterable[ResultFile]) -> list[RDCurve]:
     if key not in newest or newest[key].step < result.step:
       newest[key] = result
   groups: dict[tuple[Any, ...], list[ResultFile]] = {}
-  for (family, xid, mode, _, _), result in newest.items():
-    groups.setdefault((family, xid, mode), []).append(result)
+  for result in newest.values():
+    groups.setdefault((group_of(result.run), result.mode), []).append(result)
   return [
     _curve(key, members) for key, members in sorted(groups.items(), key=lambda kv: str(kv[0]))
   ]
 
 
+def group_of(run: Mapping[str, Any]) -> str:
+  """What makes one curve and one colour: family, experiment and, where there is one, `curve`."""
+  curve = run.get("curve")
+  return f"{run['family']}-{run['xid']}" + (f"-{curve}" if curve else "")
+
+
 def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
-  family, xid, mode = key
+  group, mode = key
   points = []
   for r in members:
     bpp, psnr = r.mean("bpp"), r.mean("psnr_db")
@@ -255,15 +263,16 @@ def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
       msssim, lpips = r.mean("msssim"), r.mean("lpips")
       points.append((bpp, psnr, None if msssim is None else msssim_to_db(msssim), lpips))
   points.sort(key=lambda p: p[:2])
-  label = members[0].run.get("label") or f"{family} {xid}"
+  run = members[0].run
+  label = run.get("label") or f"{run['family']} {run['xid']}"
   has_msssim = all(p[2] is not None for p in points)
   has_lpips = all(p[3] is not None for p in points)
   return RDCurve(
-    label=label if mode == "bitstream" else f"{label} ({mode})",
+    label=label if mode == "bitstream" else f"{label} ({run.get('curve') or mode})",
     bpp=tuple(p[0] for p in points),
     psnr_db=tuple(p[1] for p in points),
     source=mode,
-    group=f"{family}-{xid}",
+    group=group,
     msssim_db=tuple(p[2] for p in points) if has_msssim else None,  # type: ignore[misc]
     lpips=tuple(p[3] for p in points) if has_lpips else None,  # type: ignore[misc]
   )

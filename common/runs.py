@@ -4,7 +4,7 @@
   experiment.json                            the command, the commit, the launcher's options
   wid=<N>-<runname>/                         a run: one work unit
     work_unit.json  environment.json  state.json  lock  log.txt
-    checkpoints/step-<n>/  metrics.jsonl  tensorboard/  images/
+    checkpoints/step-<n>/  coding/step-<n>/  metrics.jsonl  tensorboard/  images/
 """
 
 import contextlib
@@ -282,6 +282,10 @@ class RunDir:
   def checkpoints_dir(self) -> pathlib.Path:
     """One folder a checkpoint."""
     return self.path / "checkpoints"
+
+  def coding_dir(self, step: int) -> pathlib.Path:
+    """What coding with a step's weights needs besides them, where that is not derived from them."""
+    return self.path / "coding" / f"step-{step:08d}"
 
   @property
   def tensorboard_dir(self) -> pathlib.Path:

@@ -22,6 +22,7 @@ from common import bitstream, dct_init, entropy, rd, transforms
 from common.codec import Coded, Latent, Latents, NotPreparedError, Quantizer, TrainableCodec
 from common.profiling import Stage
 from factorized import vbq
+from factorized.vbq import posterior
 
 FAMILY = "factorized"
 
@@ -59,8 +60,8 @@ class GaussianVAE(TrainableCodec):
     channels = synthesis.in_channels
     if analysis.downsample != synthesis.upsample or analysis.out_channels != 2 * channels:
       raise ValueError(
-        f"The analysis shrinks by {analysis.downsample} and gives {analysis.out_channels} channels, "
-        f"the synthesis grows by {synthesis.upsample} and takes {channels}: the analysis of a VAE "
+        f"The analysis shrinks by {analysis.downsample} and gives {analysis.out_channels} "
+        f"channels, the synthesis grows by {synthesis.upsample} and takes {channels}: the analysis of a VAE "
         "gives twice the channels that its synthesis takes (means and log variances)."
       )
     self._likelihood_variance = likelihood_variance
@@ -101,9 +102,7 @@ class GaussianVAE(TrainableCodec):
       nats = 0.5 * (tf.square(loc) + tf.square(scale) - 1.0) - log_scale
     else:
       nats = -self.prior.log_prob(z) - log_scale - 0.5 * math.log(2 * math.pi * math.e)
-    return Coded(
-      decode={"y": z}, bits={"y": tf.reduce_sum(nats, axis=[1, 2, 3]) / math.log(2)}
-    )
+    return Coded(decode={"y": z}, bits={"y": tf.reduce_sum(nats, axis=[1, 2, 3]) / math.log(2)})
 
   def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """See `TrainableCodec.synthesize`."""
@@ -188,8 +187,7 @@ class GaussianVAE(TrainableCodec):
 
   def symbols(self, latents: Latents) -> np.ndarray:
     """The indices of the code points for the latents of a batch: int32 [B, h, w, C]."""
-    loc, log_scale = (t.numpy() for t in latents["y"])
-    return self.coder.quantize(loc, np.exp(log_scale), self.rate)
+    return self.coder.quantize(*posterior(latents), self.rate)
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`."""
@@ -199,16 +197,23 @@ class GaussianVAE(TrainableCodec):
     """See `TrainableCodec.ideal_bits`: by the tables, not by the divergence that was trained."""
     return self.coder.bits(self.symbols(latents), self.rate)
 
+  def symbols_of_all_rates(self, latents: Latents) -> list[np.ndarray]:
+    """`symbols` at every rate, for little more than the cost of a few."""
+    return self.coder.quantize_all(*posterior(latents))
+
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
-    """See `TrainableCodec.pack`. The section: number of the rate (varint), range coder's bytes."""
-    symbols = self.symbols(latents)
+    """See `TrainableCodec.pack`."""
+    return self.pack_symbols(self.symbols(latents), self.rate, size)
+
+  def pack_symbols(self, symbols: np.ndarray, rate: int, size: tuple[int, int]) -> bytes:
+    """A file of code points. Its section: number of the rate (varint), the range coder's bytes."""
     return bitstream.write(
       bitstream.Bitstream(
         family=FAMILY,
         fingerprint=self.fingerprint,
         height=size[0],
         width=size[1],
-        sections=(bitstream.varint(self.rate) + self.coder.encode(symbols, self.rate),),
+        sections=(bitstream.varint(rate) + self.coder.encode(symbols, rate),),
         symbols_crc=entropy.symbols_crc(symbols),
       )
     )
@@ -258,13 +263,13 @@ def build(model_config: Mapping[str, Any]) -> GaussianVAE:
     raise ValueError(f"model_config.likelihood_variance is {variance}; it must be above 0.")
   if model_config["quantizer"] != "gnoise":
     raise ValueError(
-      f"model_config.quantizer {model_config['quantizer']!r}: a VAE trains with 'gnoise', one sample "
-      "of its posterior."
+      f"model_config.quantizer {model_config['quantizer']!r}: a VAE trains with 'gnoise', one "
+      "sample of its posterior."
     )
   if not math.isclose(model_config["rd_lambda"], rd_lambda(variance), rel_tol=1e-3):
     raise ValueError(
-      f"model_config.rd_lambda is {model_config['rd_lambda']}; of a likelihood variance of {variance} "
-      f"it is {rd_lambda(variance):.6g}. Set model_config.likelihood_variance: rd_lambda follows."
+      f"model_config.rd_lambda is {model_config['rd_lambda']}; with a likelihood variance of "
+      f"{variance} it is {rd_lambda(variance):.6g}. Set model_config.likelihood_variance: rd_lambda follows."
     )
   codec = GaussianVAE(
     transforms.from_config(model_config["analysis"]),

@@ -1,11 +1,11 @@
 """Quantizers of a trained VAE's latents, and their range coding.
 
-| method  | code points of a channel                | a latent (mean m, deviation s) becomes        |
-|---------|-----------------------------------------|-----------------------------------------------|
-| vbq     | quantiles of its empirical density at   | the point z of the least                      |
-|         | (2k+1) / 2^(n+1), depths n = 0..N       | (z - m)^2 / (2 s^2) + lambda * bits(z)        |
-| uniform | evenly spaced between its extremes      | the nearest point                             |
-| kmeans  | the exact one-dimensional k-means       | the nearest point                             |
+| method  | code points of a channel              | a latent (mean m, deviation s) becomes     |
+|---------|---------------------------------------|--------------------------------------------|
+| vbq     | quantiles of its empirical density at | the point z of the least                   |
+|         | (2k+1) / 2^(n+1), depths n = 0..N     | (z - m)^2 / (2 s^2) + lambda * bits(z)     |
+| uniform | evenly spaced between its extremes    | the nearest point                          |
+| kmeans  | the exact one-dimensional k-means     | the nearest point                          |
 
 Variational Bayesian Quantization: Yang, Bamler and Mandt 2020 (ICML, arXiv 2002.08158). One set of
 code points serves all rates: a larger lambda takes coarser points, the coarser the wider the
@@ -22,14 +22,17 @@ in float64, so they are the same everywhere. The range coder is constriction's, 
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import constriction
 import numpy as np
 
-from common import bitstream, entropy
+from common import bitstream, entropy, rd
+from common.codec import Latents, TrainableCodec
 
+VERSION = 1  # Of what is built: other code points or counts, another version.
 METHODS = ("vbq", "uniform", "kmeans")
 MAX_BITS = 10  # N: the greatest depth; 2^(N+1) - 1 code points.
 LAMBDAS = tuple(2.0**k for k in range(7, -9, -1))  # Fewest bytes first.
@@ -39,6 +42,7 @@ MAX_SAMPLES = 1 << 16  # Of the calibration, a channel.
 _PSEUDO_COUNTS = 1.0  # What all points of a table share beside their counts.
 _CHUNK = 1 << 15  # Latents that are searched at once: they and their tables stay in the cache.
 _MAX_POINTS = 1 << 16
+FLATTEN = 0.3  # Of a uniform density in what the code points are quantiles of.
 _ROUNDS = 4  # Of VBQ's tables.
 _EARLY_STRIDE = 8
 _KNOTS = 1025  # Of the smoothed empirical distribution.
@@ -217,7 +221,7 @@ class Coder:
     return float(np.sum(lengths[np.arange(self.channels), symbols], dtype=np.float64))
 
   def encode(self, symbols: np.ndarray, rate: int) -> bytes:
-    """Range codes ranks [..., C], one channel after the other. Zero bytes at the end are cut off."""
+    """Range codes ranks [..., C], one channel after the other; zero bytes at the end are left out."""
     tables, by_channel = self.tables(rate), _by_channel(symbols.astype(np.int32))
     encoder = constriction.stream.queue.RangeEncoder()
     for row, model in zip(by_channel, tables.models):
@@ -395,10 +399,10 @@ def _probabilities(method: str, counts: np.ndarray) -> np.ndarray:
     groups = int(depth.max()) + 1
     of_depth = np.stack([counts[:, depth == d].sum(axis=1) for d in range(groups)], axis=1)
     share = (of_depth + 1.0) / (total + groups) / 2.0 ** np.arange(groups)
-    expected = share[:, depth]
+    expected = np.take(share, depth, axis=1)
   else:
     expected = np.full_like(counts, 1.0 / counts.shape[1])
-  return (counts + _PSEUDO_COUNTS * expected) / (total + _PSEUDO_COUNTS)
+  return np.ascontiguousarray((counts + _PSEUDO_COUNTS * expected) / (total + _PSEUDO_COUNTS))
 
 
 def histogram(ranks: np.ndarray, num_points: int) -> np.ndarray:
@@ -407,6 +411,31 @@ def histogram(ranks: np.ndarray, num_points: int) -> np.ndarray:
 
 
 # --- Building ------------------------------------------------------------------------------------
+
+
+def posterior(latents: Latents) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of the latent "y", float32 [B, h, w, C]."""
+  loc, log_scale = latents["y"]
+  assert log_scale is not None, "A VAE's encoder gives a scale."
+  return loc.numpy(), np.exp(log_scale.numpy())
+
+
+def samples_of(
+  codec: TrainableCodec, images: Sequence[np.ndarray], at_most: int = MAX_SAMPLES
+) -> Samples:
+  """The posteriors of pictures (uint8 [H, W, 3]), evenly thinned to `at_most` places."""
+  factor = codec.downsample_factor
+  counts = [math.prod(rd.padded_size(s, factor) // factor for s in i.shape[:2]) for i in images]
+  total = sum(counts)
+  wanted = np.linspace(0, total - 1, min(total, at_most)).astype(np.int64)
+  means, deviations, first = [], [], 0
+  for image, count in zip(images, counts):
+    mean, deviation = posterior(rd.infer(codec, rd.to_batch(image)))
+    here = wanted[(wanted >= first) & (wanted < first + count)] - first
+    means.append(mean.reshape(count, -1)[here])
+    deviations.append(deviation.reshape(count, -1)[here])
+    first += count
+  return Samples(_by_channel(np.concatenate(means)), _by_channel(np.concatenate(deviations)))
 
 
 def build_vbq(
@@ -428,7 +457,7 @@ def build_vbq(
       code length.
   """
   points = quantile_points(samples, max_bits, density)
-  channels, num_points = points.shape
+  num_points = points.shape[1]
   depth = depths(num_points)
   bits = [np.broadcast_to(depth.astype(np.float32), points.shape)] * len(lambdas)
   counts: list[np.ndarray] = []
@@ -471,7 +500,7 @@ def _counted(method: str, points: Sequence[np.ndarray], samples: Samples) -> Cod
 
 
 def quantile_points(
-  samples: Samples, max_bits: int = MAX_BITS, density: str = "smoothed", flatten: float = 0.1
+  samples: Samples, max_bits: int = MAX_BITS, density: str = "smoothed", flatten: float = FLATTEN
 ) -> np.ndarray:
   """VBQ's code points: the quantiles (2k+1) / 2^(max_bits+1) of each channel's density.
 
@@ -493,9 +522,11 @@ def quantile_points(
   if density != "smoothed":
     raise ValueError(f"Unknown density {density!r}. Known: smoothed, deep.")
   levels = np.linspace(0, 1, _KNOTS)
+  ordered = np.sort(mean, axis=1)
+  places = np.linspace(0, mean.shape[1] - 1, _KNOTS)
   out = np.empty([len(mean), len(targets)])
-  for target, row in zip(out, mean):
-    knots = np.quantile(row, levels)
+  for target, row in zip(out, ordered):
+    knots = np.interp(places, np.arange(len(row)), row)
     low, high = knots[0], knots[-1]
     reach = max(high - low, 1e-6)
     low, high = low - _MARGIN * reach, high + _MARGIN * reach
@@ -527,8 +558,10 @@ def _deep_quantiles(mean: np.ndarray, targets: np.ndarray, steps: int = 2000) ->
 
   for i in range(steps):
     optimizer.learning_rate.assign(1e-2 * 0.5 * (1 + np.cos(np.pi * i / steps)))
-    step(i)
-  weights = {v.name.split("/")[-1].split(":")[0]: v.numpy().astype(np.float64) for v in density.variables}
+    step(tf.constant(i))
+  weights = {
+    v.name.split("/")[-1].split(":")[0]: v.numpy().astype(np.float64) for v in density.variables
+  }
 
   def logits(x):  # [C, n]
     hidden = x[:, None, :]
@@ -545,3 +578,121 @@ def _deep_quantiles(mean: np.ndarray, targets: np.ndarray, steps: int = 2000) ->
     below = logits(middle) < wanted
     low, high = np.where(below, middle, low), np.where(below, high, middle)
   return np.maximum.accumulate(centre + spread * (low + high) / 2, axis=1).astype(np.float32)
+
+
+def kmeans(data: np.ndarray, levels: Sequence[int], num_groups: int = 1024) -> list[np.ndarray]:
+  """One-dimensional k-means, each row for itself: the least squared error there is, no local one.
+
+  By dynamic programming over the sorted data (Wang and Song 2011, "Ckmeans.1d.dp"), where the best
+  last boundary grows with the data's end, so that halves bound one another. Rows of more numbers
+  than that are taken in `num_groups` groups that are not split: half of them of equal counts, half
+  of equal widths.
+
+  Args:
+    data: [C, M].
+    levels: Numbers of clusters; a row with fewer distinct groups repeats its centres.
+    num_groups: At most.
+
+  Returns:
+    For each number of levels the centres, float64 [C, levels], increasing.
+  """
+  ordered = np.sort(data.astype(np.float64), axis=1)
+  channels = len(ordered)
+  ends = np.stack([_group_ends(row, num_groups) for row in ordered])  # [C, n], the last is `size`.
+  n = ends.shape[1]
+  zero = np.zeros([channels, 1])
+  centre = ordered.mean(axis=1, keepdims=True)
+  first, second = (
+    np.take_along_axis(
+      np.concatenate([zero, np.cumsum((ordered - centre) ** power, axis=1)], axis=1),
+      np.concatenate([zero.astype(np.int64), ends], axis=1),
+      axis=1,
+    )
+    for power in (1, 2)
+  )
+  number = np.concatenate([zero, ends], axis=1)
+  width = n + 1
+  first, second, number = first.ravel(), second.ravel(), number.ravel()
+
+  def error(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Squared error of the groups begin..end-1 as one cluster, of places in the flat arrays."""
+    count = np.maximum(number[end] - number[begin], 1.0)
+    return second[end] - second[begin] - (first[end] - first[begin]) ** 2 / count
+
+  base = np.arange(channels) * width
+  best = error(np.repeat(base, width), np.arange(channels * width))
+  boundaries = [np.zeros([channels, width], np.int16)]  # Of k clusters, where the last one begins.
+  for _ in range(1, max(levels)):
+    best, boundary = _one_more(best, error, boundaries[-1])
+    boundaries.append(boundary.astype(np.int16))
+  out = []
+  for k in levels:
+    centres = np.empty([channels, k])
+    end = np.full(channels, n)
+    for j in range(k - 1, -1, -1):
+      begin = boundaries[j][np.arange(channels), end].astype(np.int64)
+      count = number[base + end] - number[base + begin]
+      mean = (first[base + end] - first[base + begin]) / np.maximum(count, 1.0) + centre[:, 0]
+      # An empty cluster (too few groups) repeats the centre above it.
+      above = centres[:, j + 1] if j + 1 < k else ordered[:, -1]
+      centres[:, j] = np.where(count > 0, mean, above)
+      end = begin
+    out.append(np.maximum.accumulate(centres, axis=1))
+  return out
+
+
+BUILDERS: dict[str, Callable[[Samples], Coder]] = {
+  "vbq": build_vbq,
+  "uniform": build_uniform,
+  "kmeans": build_kmeans,
+}
+
+
+def _group_ends(ordered: np.ndarray, num_groups: int) -> np.ndarray:
+  """Where groups of sorted numbers end, int64 [min(num_groups, len)]; some may be empty."""
+  size = len(ordered)
+  if size <= num_groups:
+    return np.arange(1, size + 1)
+  half = num_groups // 2
+  by_count = np.linspace(0, size, half + 1)[1:].astype(np.int64)
+  edges = np.linspace(ordered[0], ordered[-1], num_groups - half + 1)[1:]
+  return np.sort(np.concatenate([by_count, np.searchsorted(ordered, edges, "right")]))
+
+
+def _one_more(
+  before: np.ndarray, error: Callable[[np.ndarray, np.ndarray], np.ndarray], least: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The least error of the first i groups in one more cluster, and where that cluster begins.
+
+  Args:
+    before: [C * (n+1)], the least error of the first i groups, for each row.
+    error: Of one cluster, between flat places.
+    least: [C, n+1], where the last cluster began with one cluster less: a bound from below.
+  """
+  channels, width = least.shape
+  base = np.arange(channels)[:, None] * width
+  best = np.empty([channels, width])
+  boundary = np.empty([channels, width], np.int64)
+  best[:, 0], boundary[:, 0] = before.reshape(channels, width)[:, 0], 0
+  step = 1 << (width - 1).bit_length()
+  while step >= 1:  # Ends at odd multiples of `step`: those at even ones are known.
+    ends = np.arange(step, width, 2 * step)
+    if len(ends):
+      low = np.maximum(boundary[:, ends - step], least[:, ends])
+      above = ends + step
+      known = above < width
+      high = np.broadcast_to(ends, low.shape).copy()
+      high[:, known] = np.minimum(high[:, known], boundary[:, above[known]])
+      high = np.maximum(high, low)
+      lengths = (high - low + 1).ravel()
+      starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+      row = np.repeat(np.arange(len(lengths)), lengths)
+      begin = np.arange(len(row)) - starts[row] + (low + base).ravel()[row]
+      cost = before[begin] + error(begin, (ends + base).ravel()[row])
+      minimum = np.minimum.reduceat(cost, starts)
+      hit = np.flatnonzero(cost <= minimum[row])
+      _, index = np.unique(row[hit], return_index=True)
+      best[:, ends] = minimum.reshape(low.shape)
+      boundary[:, ends] = (begin[hit[index]] - base.repeat(len(ends))).reshape(low.shape)
+    step //= 2
+  return best.ravel(), boundary

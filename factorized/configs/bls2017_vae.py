@@ -7,8 +7,8 @@ One model for all rates: it is trained without quantization, and lambda is chose
 defaults are those of the published colour experiment: 2 million steps (flat after 1 million) of 64
 crops of 256x256, Adam 1e-4, a standard normal prior. Costs weeks of a GPU.
 
-`bls2017_vae.py:small` is for about ten minutes on two cores and real photographs (`cid22-train`), it
-starts from a DCT; `bls2017_vae.py:tiny` is the same on generated pictures, for a minute or two.
+`bls2017_vae.py:small` starts from a DCT and is sized for about ten minutes on two cores, on real
+photographs (`cid22-train`); `bls2017_vae.py:tiny` is the same idea on generated pictures.
 """
 
 import math
