@@ -61,8 +61,9 @@ class GaussianVAE(TrainableCodec):
     if analysis.downsample != synthesis.upsample or analysis.out_channels != 2 * channels:
       raise ValueError(
         f"The analysis shrinks by {analysis.downsample} and gives {analysis.out_channels} "
-        f"channels, the synthesis grows by {synthesis.upsample} and takes {channels}: the analysis of a VAE "
-        "gives twice the channels that its synthesis takes (means and log variances)."
+        f"channels, the synthesis grows by {synthesis.upsample} and takes {channels}: "
+        "the analysis of a VAE gives twice the channels that its synthesis takes, means and log "
+        "variances."
       )
     self._likelihood_variance = likelihood_variance
     self._fit_to_data = fit_to_data
@@ -114,10 +115,10 @@ class GaussianVAE(TrainableCodec):
     return () if self.prior is None else self.prior.trainable_variables
 
   def calibrate(self, x: tf.Tensor) -> None:
-    """Where the config starts from a DCT: makes that the best linear Gaussian VAE for `x`.
+    """Where the config starts from a DCT: scales its latents to the prior, by the data `x`.
 
-    A coefficient of variance s^2 gets the latent of unit variance, w c / s, and the posterior
-    variance 1 - w, where w = s^2 / (s^2 + v): its exact posterior, were it Gaussian.
+    The synthesis gives a coefficient c of variance s^2 as s z; the posterior of z in that model has
+    the mean w c / s and the variance 1 - w, where w = s^2 / (s^2 + v).
     """
     if not self._fit_to_data:
       return
@@ -269,7 +270,8 @@ def build(model_config: Mapping[str, Any]) -> GaussianVAE:
   if not math.isclose(model_config["rd_lambda"], rd_lambda(variance), rel_tol=1e-3):
     raise ValueError(
       f"model_config.rd_lambda is {model_config['rd_lambda']}; with a likelihood variance of "
-      f"{variance} it is {rd_lambda(variance):.6g}. Set model_config.likelihood_variance: rd_lambda follows."
+      f"{variance} it is {rd_lambda(variance):.6g}. Set model_config.likelihood_variance: "
+      "rd_lambda follows."
     )
   codec = GaussianVAE(
     transforms.from_config(model_config["analysis"]),

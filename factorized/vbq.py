@@ -221,7 +221,7 @@ class Coder:
     return float(np.sum(lengths[np.arange(self.channels), symbols], dtype=np.float64))
 
   def encode(self, symbols: np.ndarray, rate: int) -> bytes:
-    """Range codes ranks [..., C], one channel after the other; zero bytes at the end are left out."""
+    """Range codes ranks [..., C], channel after channel; zero bytes at the end are left out."""
     tables, by_channel = self.tables(rate), _by_channel(symbols.astype(np.int32))
     encoder = constriction.stream.queue.RangeEncoder()
     for row, model in zip(by_channel, tables.models):

@@ -3,8 +3,8 @@
     python -m factorized.vbq_eval --workdir RUN --calibration cid22-train --dataset kodak
 
 Makes the quantizers of the newest checkpoint from the posteriors of the calibration's pictures,
-keeps them in the run (coding/step-.../), and measures each of them at all of its settings. `./ntc.py` and
-`python -m factorized.eval` use the VBQ quantizer that was made last.
+keeps them in the run (coding/step-.../), and measures each of them at all of its settings.
+`./ntc.py` and `python -m factorized.eval` use the VBQ quantizer that was made last.
 """
 
 import hashlib
