@@ -245,7 +245,12 @@ class Coder:
         row[:] = decoder.decode(model, count)
     except AssertionError as e:
       raise bitstream.BitstreamError(f"The range decoder fails ({e}): damaged.") from e
-    return np.ascontiguousarray(out.T).reshape(shape)
+    symbols = np.ascontiguousarray(out.T).reshape(shape)
+    if (
+      self.encode(symbols, rate) != data
+    ):  # Milliseconds, and nothing can be hidden behind the end.
+      raise bitstream.BitstreamError("The section is not what its symbols are coded as: damaged.")
+    return symbols
 
 
 @dataclasses.dataclass(frozen=True)
