@@ -13,7 +13,8 @@
 | sga3_linear, sga3_cosine, sga3_ssl | s | s | the same, three classes |
 | round      | rounded       | rounded       | evaluation |
 
-u is uniform in -1/2..1/2; n is standard normal, for latents in units of their posterior's deviation.
+u is uniform in -1/2..1/2; n is standard normal, for latents in units of their posterior's
+deviation.
 "Rounded" is round(y - offset) + offset, STE passes the gradient straight through. s is a relaxed
 sample that becomes the rounded value as the temperature tau falls to 0. Those of SGA draw between
 grid points: a point at distance d from v = y - offset has the probability f(d)^(1/tau), up to a
@@ -42,7 +43,7 @@ _FUNCTIONS: dict[str, Callable[..., Quantized]] = {}
 
 
 # Those whose rate and gradients a training can use.
-FOR_TRAINING = ("gnoise", "mixedq", "unoise")
+FOR_TRAINING = ("mixedq", "unoise", "gnoise")
 
 # Those that are published for iterative inference, and the temperature at which each begins, None
 # where it has none. 0.5 and 0.2: Yang et al. 2020; 1: SGA+; soft_round: as sga, chosen here.

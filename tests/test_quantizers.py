@@ -28,7 +28,7 @@ OFFSET = tf.constant(np.linspace(-0.5, 0.5, 6), tf.float32)
 
 
 def test_unknown_name_lists_the_known_ones():
-  with pytest.raises(ValueError, match=r"Known: danneal, mixedq, round, sga, .*unoise"):
+  with pytest.raises(ValueError, match=r"Known: danneal, gnoise, mixedq, round, sga, .*unoise"):
     quantizers.make_quantizer("rond")
 
 
