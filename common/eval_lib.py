@@ -382,7 +382,8 @@ def summary(result: results.ResultFile) -> str:
     parts.append(f"PSNR {psnr:.3f} dB")
   if msssim is not None:
     parts.append(f"MS-SSIM {msssim:.4f} ({results.msssim_to_db(msssim):.2f} dB)")
-  decode = result.mean("seconds_decode")
-  if decode is not None:
-    parts.append(f"encode {result.mean('seconds_encode') or 0:.3f} s, decode {decode:.3f} s")
+  for name in ("encode", "decode"):
+    seconds = result.mean(f"seconds_{name}")
+    if seconds is not None:
+      parts.append(f"{name} {seconds:.3f} s")
   return ", ".join(parts)

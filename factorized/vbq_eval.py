@@ -80,6 +80,8 @@ def evaluate(
   paths, arrays = [], {}
   for method in methods:
     coder = quantizers.get(method)
+    if method == "vbq":
+      quantizers.make_default()
     codec.prepare(coder.arrays())
     headers = [
       results.ResultFile(
@@ -112,8 +114,6 @@ def evaluate(
       result = results.ResultFile(**{**vars(header), "records": of_rate})
       results.write(results_dir, result)
       _LOG.info("%s %s: %s", method, _setting_name(coder, rate), eval_lib.summary(result))
-  if "vbq" in methods:
-    quantizers.make_default()
   if export is not None:
     from common import artefacts
 
