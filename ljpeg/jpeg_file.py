@@ -21,7 +21,7 @@ from ljpeg import huffman
 # Component sampling (vertical, horizontal) of luma; chroma has (1, 1).
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:0": (2, 2)}
 
-MAX_SIDE = 65535  # Pixels; Pillow and libjpeg stop at 65500 when they write.
+MAX_SIDE = 65500  # Pixels: libjpeg's limit; the format's is 65535.
 MAX_AC = 1023  # Baseline: 10 bits.
 MAX_DC_DIFFERENCE = 2047  # Baseline: 11 bits.
 
@@ -57,9 +57,7 @@ class JpegImage(NamedTuple):
   subsampling: str
 
 
-def grid(
-  size: tuple[int, int], subsampling: str = "4:4:4", component: int = 0
-) -> tuple[int, int]:
+def grid(size: tuple[int, int], subsampling: str = "4:4:4", component: int = 0) -> tuple[int, int]:
   """(rows, cols) of blocks of a component (0: luma or grey) for a picture (height, width).
 
   Raises:
@@ -71,9 +69,7 @@ def grid(
 
 def _factors(subsampling: str) -> tuple[int, int]:
   if subsampling not in SUBSAMPLINGS:
-    raise JpegFileError(
-      f"Unknown subsampling {subsampling!r}. Known: {', '.join(SUBSAMPLINGS)}."
-    )
+    raise JpegFileError(f"Unknown subsampling {subsampling!r}. Known: {', '.join(SUBSAMPLINGS)}.")
   return SUBSAMPLINGS[subsampling]
 
 

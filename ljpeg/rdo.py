@@ -16,7 +16,7 @@ channels, in the DCT domain (exact but for the decoder's rounding and clipping):
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -572,3 +572,97 @@ def _search_group(
       found[i] = blocks
   for i in group:
     state.set(i, found[i])
+
+
+# --- Tables of a picture's own --------------------------------------------------------------------------
+
+
+def fitted_tables(source: Source, result: Result) -> tuple[np.ndarray, ...]:
+  """The tables with the least squared error for the coefficients as they are: they cost no bits.
+
+  For each frequency, the step whose multiples come closest to the targets; where all coefficients
+  are zero, the step stays.
+  """
+  state = _State(source, result.tables)
+  for i, blocks in enumerate(result.components):
+    state.set(i, blocks.reshape(-1, 64)[:, _ZIGZAG])
+  sums = np.zeros((2, len(result.tables), 64))
+  for i, blocks in enumerate(state.blocks):
+    levels, target = blocks.astype(np.float64), state.target(i)
+    kind, weight = min(i, 1), state.weights[i].astype(np.float64)
+    sums[0, kind] += weight * np.einsum("nk,nk->k", levels, target)
+    sums[1, kind] += weight * np.einsum("nk,nk->k", levels, levels)
+  tables = []
+  for table, top, bottom in zip(result.tables, *sums):
+    flat = table.reshape(64)[_ZIGZAG].astype(np.float64)
+    steps = np.divide(top, bottom, out=flat, where=bottom > 0)
+    tables.append(np.clip(np.rint(steps), 1, 255).astype(np.int64)[_NATURAL].reshape(8, 8))
+  return tuple(tables)
+
+
+def optimise_with_tables(
+  source: Source,
+  tables: Sequence[np.ndarray],
+  lambda_: float,
+  steps: Sequence[float] = (0.1, 0.05),
+  progress: Optional[Callable[[int, int, Result], None]] = None,
+) -> Result:
+  """Coefficients and tables of one picture together: error + lambda_ * bits goes down step by step.
+
+  In turn: the coefficients are searched; the tables are fitted to them; the tables' level, slope
+  over the frequency and DC step are changed by `steps` as long as that helps.
+
+  Args:
+    source: The picture.
+    tables: Where to start, luma and chroma.
+    lambda_: Squared error of RGB that a bit is worth.
+    steps: Relative changes, tried one after the other.
+    progress: Called as (searches done, searches at most, the best so far); may raise to stop.
+  """
+  quick = Effort(rounds=1, passes=1, window=16)
+  best = optimise(source, tables, lambda_, DEFAULT)
+  frequency = np.add.outer(np.arange(8), np.arange(8)) / 14
+  dc = np.zeros((8, 8))
+  dc[0, 0] = 1
+  shapes = [np.ones((8, 8)), frequency - 0.5, dc]
+  moves = [(kind, shape) for kind in range(len(best.tables)) for shape in shapes]
+  tries = 3  # Of a move at most.
+  total = 1 + len(steps) * (1 + tries * len(moves)) + 2
+  done = 0
+
+  def report(count: int) -> None:
+    nonlocal done
+    done += count
+    if progress is not None:
+      progress(done, total, best)
+
+  def better(candidate: Sequence[np.ndarray], effort: Effort = quick) -> bool:
+    nonlocal best
+    if all(np.array_equal(a, b) for a, b in zip(candidate, best.tables)) and effort is quick:
+      return False
+    found = optimise(source, candidate, lambda_, effort, start=best)
+    improved = found.cost(lambda_) < best.cost(lambda_)
+    best = found if improved else best
+    return improved
+
+  report(1)
+  for step in steps:
+    better(fitted_tables(source, best))
+    report(1)
+    for kind, shape in moves:
+      tried = 0
+      for direction in (step, -step):
+        while tried < tries:
+          moved = list(best.tables)
+          moved[kind] = np.clip(np.rint(moved[kind] * (1 + direction * shape)), 1, 255).astype(
+            np.int64
+          )
+          tried += 1
+          if not better(moved):
+            break
+      report(tries)
+  better(fitted_tables(source, best))
+  report(1)
+  better(best.tables, BEST)
+  report(1)
+  return best
