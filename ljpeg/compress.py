@@ -70,14 +70,14 @@ class Compressed:
   remark: str = ""
 
 
-# --- Reading a picture ---------------------------------------------------------------------------------
+# --- Reading a picture ----------------------------------------------------------------------------
 
 
 def read_picture(path: PathLike) -> np.ndarray:
   """A picture for compressing: uint8 [H, W, 3] RGB, or [H, W] where all channels are equal.
 
   * The EXIF orientation is applied: the .jpg file holds none.
-  * Colour profiles other than sRGB are converted to sRGB; CMYK without a profile by Pillow's formula.
+  * Colour profiles other than sRGB are converted to sRGB; CMYK without one by Pillow's formula.
   * Transparency is composited on white; palettes are resolved.
   * 16-bit grey is scaled and rounded; of 16-bit colour, Pillow reads the high byte.
   * Of an animation or a multi-page file, the first picture.
@@ -117,7 +117,7 @@ def _in_srgb(image: Image.Image, profile: Optional[bytes]) -> Image.Image:
   return image
 
 
-# --- Compressing ------------------------------------------------------------------------------------------
+# --- Compressing ----------------------------------------------------------------------------------
 
 
 class _Encoder:
@@ -174,8 +174,8 @@ def encode(
 
   Args:
     image: uint8 [H, W, 3] RGB, or [H, W] grey.
-    paths: The tables to choose from; of more than one, the path that gives the least squared error +
-      lambda * bits. Default: `tables.tuned_path` for 4:2:0 and for 4:4:4.
+    paths: The tables to choose from; of more than one, the path that gives the least squared
+      error + lambda * bits. Default: `tables.tuned_path` for 4:2:0 and for 4:4:4.
     target_bpp: Bits per pixel of the whole file; the best file that is not above.
     target_psnr: In dB; the smallest file that is not below.
     lambda_: Neither of these: squared error that a bit is worth. Default: a middle quality, or that
@@ -358,7 +358,7 @@ def run_tables(workdir: PathLike) -> tables.TablePath:
     raise CompressError(str(e)) from e
 
 
-# --- The command ----------------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):

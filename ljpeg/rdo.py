@@ -1,12 +1,12 @@
 """Quantized coefficients that minimise squared error + lambda * bits of the file, for given tables.
 
-The rate is the file's own: run lengths and the Huffman codes that `jpeg_file` will choose, estimated
-anew after every pass. The distortion is the squared error of RGB pixels, summed over the three
-channels, in the DCT domain (exact but for the decoder's rounding and clipping):
+The rate is the file's own: run lengths and the Huffman codes that `jpeg_file` will choose,
+estimated anew after every pass. The distortion is the squared error of RGB pixels, summed over the
+three channels, in the DCT domain (exact but for the decoder's rounding and clipping):
 
-* AC coefficients: in each block the best of all choices of coefficients that are kept, set to zero or
-  lowered to the next shorter magnitude, by dynamic programming over the candidates. All blocks at
-  once: candidates are the rows of an array, blocks the columns.
+* AC coefficients: in each block the best of all choices of coefficients that are kept, set to zero
+  or lowered to the next shorter magnitude, by dynamic programming over the candidates. All blocks
+  at once: candidates are the rows of an array, blocks the columns.
 * DC coefficients: a Viterbi search over the chain of differences, in stretches side by side.
 * The colour transform is not orthogonal: errors of Y, Cb and Cr add up in RGB with their products
   (`forward.GRAM`). So each component aims at its own value less what the errors of the others ask
@@ -26,7 +26,7 @@ from ljpeg import forward, huffman, jpeg_file
 _ZIGZAG = jpeg_file.ZIGZAG
 _NATURAL = np.argsort(_ZIGZAG)
 
-# A symbol that the histogram lacks: a code about as long as the longest, and its byte in the header.
+# A symbol that the histogram lacks costs its byte in the header beside a long code.
 _NEW_SYMBOL_BITS = 8
 _NEVER = 1e9
 
@@ -91,7 +91,7 @@ def _symbol_bits(histogram: np.ndarray) -> np.ndarray:
   return np.where(histogram > 0, known, missing)
 
 
-# --- AC: dynamic programming over the candidates of each block --------------------------------------
+# --- AC: dynamic programming over the candidates of each block ------------------------------------
 
 
 class AcSearch:
@@ -206,7 +206,7 @@ class AcSearch:
     return blocks
 
 
-# --- DC: Viterbi over stretches of the chain ---------------------------------------------------------
+# --- DC: Viterbi over stretches of the chain ------------------------------------------------------
 
 
 def search_dc(
@@ -214,8 +214,8 @@ def search_dc(
 ) -> np.ndarray:
   """DC coefficients for a chain of blocks, int64 [n].
 
-  Each is the rounded target, one less or one more. The chain is cut into stretches that are searched
-  side by side with their neighbours held fixed, twice, the second time with other cuts.
+  Each is the rounded target, one less or one more. The chain is cut into stretches that are
+  searched side by side with their neighbours held fixed, twice, the second time with other cuts.
 
   Args:
     target: float [n], in units of the table, in the order in which the blocks are coded.
@@ -287,7 +287,7 @@ def _search_stretches(
   return found_values.reshape(-1)[offset : offset + n]
 
 
-# --- Pictures -----------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -317,7 +317,7 @@ class Source(NamedTuple):
 
 
 # What smooth interpolation makes of the energy of a coefficient of half resolution: by frequency,
-# vertical and horizontal, exact for cosines without end. Nearest neighbours would have 4 everywhere.
+# vertical and horizontal, exact for cosines without end. Repeated pixels would have 4 everywhere.
 _UPSAMPLING_GAIN = np.multiply.outer(*[1.25 + 0.75 * np.cos(np.pi * np.arange(8) / 8)] * 2)
 
 
@@ -558,7 +558,8 @@ def _search_group(
       found[i] = guess
   for _ in range(effort.passes):
     histograms = [jpeg_file.symbols(found[i][state.order(i)]).histograms() for i in group]
-    known = rates(sum(dc for dc, _ in histograms), sum(ac for _, ac in histograms))
+    dc, ac = np.sum(histograms, axis=0)
+    known = rates(dc, ac)
     for i in group:
       blocks = searches[i].solve(known, effort.window)
       step = float(state.table(i)[0])
@@ -574,7 +575,7 @@ def _search_group(
     state.set(i, found[i])
 
 
-# --- Tables of a picture's own --------------------------------------------------------------------------
+# --- Tables of a picture's own --------------------------------------------------------------------
 
 
 def fitted_tables(source: Source, result: Result) -> tuple[np.ndarray, ...]:
