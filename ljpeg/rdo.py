@@ -210,7 +210,7 @@ class AcSearch:
 
 
 def search_dc(
-  target: np.ndarray, weight: float, lambda_: float, bits: np.ndarray, stretch: int = 64
+  target: np.ndarray, weight: float, lambda_: float, bits: np.ndarray, stretch: int = 32
 ) -> np.ndarray:
   """DC coefficients for a chain of blocks, int64 [n].
 
@@ -296,12 +296,15 @@ class Source(NamedTuple):
   Attributes:
     full: Y, Cb and Cr at full resolution, float32 [n, 64] each: blocks row by row, zigzag order; of
       a grey picture one.
+    aims: What each component's coefficients should be if the others had no error: `full`, but for
+      chroma of 4:2:0 the least squares at half resolution.
     shape: (rows, cols) of these blocks.
     size: (height, width) in pixels.
     subsampling: Of the file.
   """
 
   full: tuple[np.ndarray, ...]
+  aims: tuple[np.ndarray, ...]
   shape: tuple[int, int]
   size: tuple[int, int]
   subsampling: str
@@ -328,8 +331,18 @@ def source(image: np.ndarray, subsampling: str = "4:4:4") -> Source:
   subsampling = subsampling if len(blocks) > 1 else "4:4:4"
   jpeg_file.grid(size, subsampling, 1)  # Checks the name.
   full = tuple(b.reshape(-1, 64)[:, _ZIGZAG] for b in blocks)
-  rows, cols = blocks[0].shape[:2]
-  return Source(full, (rows, cols), size, subsampling)
+  shape = (blocks[0].shape[0], blocks[0].shape[1])
+  aims = full
+  if subsampling == "4:2:0":
+    aims = (full[0], *(_halved(f, shape, jpeg_file.grid(size, subsampling, 1)) for f in full[1:]))
+  return Source(full, aims, shape, size, subsampling)
+
+
+def _halved(full: np.ndarray, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+  """Coefficients of half resolution, [rows * cols, 64], closest to those of full resolution."""
+  plane = _downsample(_plane(full, shape))
+  more = ((0, 8 * grid[0] - plane.shape[0]), (0, 8 * grid[1] - plane.shape[1]))
+  return forward.dct(np.pad(plane, more, "edge")).reshape(-1, 64)[:, _ZIGZAG]
 
 
 class Result(NamedTuple):
@@ -390,6 +403,8 @@ class _State:
 
   def target(self, component: int) -> np.ndarray:
     """What a component's coefficients should be, given the errors of the others: [n, 64]."""
+    if all(e is None for i, e in enumerate(self.errors) if i != component):
+      return self.source.aims[component]
     full = self.source.full[component]
     for other, error in enumerate(self.errors):
       if other != component and error is not None:
@@ -397,10 +412,7 @@ class _State:
         full = full - np.float32(share) * error
     if not self.half(component):
       return full
-    plane = _downsample(_plane(full, self.source.shape))
-    rows, cols = self.grid(component)
-    more = ((0, 8 * rows - plane.shape[0]), (0, 8 * cols - plane.shape[1]))
-    return forward.dct(np.pad(plane, more, "edge")).reshape(-1, 64)[:, _ZIGZAG]
+    return _halved(full, self.source.shape, self.grid(component))
 
   def set(self, component: int, blocks: np.ndarray) -> None:
     self.blocks[component] = blocks
@@ -453,7 +465,7 @@ def _upsample(plane: np.ndarray) -> np.ndarray:
 def _downsample(plane: np.ndarray) -> np.ndarray:
   """The samples from which `_upsample` comes closest to a plane [2h, 2w], in squares: [h, w]."""
   for axis in (0, 1):
-    plane = np.moveaxis(plane, axis, 0)
+    plane = np.ascontiguousarray(np.moveaxis(plane, axis, 0))
     even, odd = plane[::2], plane[1::2]
     right = 0.75 * (even + odd)
     right[:-1] += 0.25 * even[1:]
@@ -490,8 +502,7 @@ _DEAD_ZONE = 0.64
 def plain(source: Source, tables: Sequence[np.ndarray]) -> Result:
   """Divides and rounds, as simple encoders do."""
   state = _State(source, tables)
-  targets = [state.target(i) for i in range(state.number)]
-  for i, target in enumerate(targets):
+  for i, target in enumerate(source.aims):
     state.set(i, _clipped(np.rint(target / state.table(i))))
   return state.result()
 
