@@ -27,7 +27,7 @@ from common import bd, classical, data, libjpeg, metrics, results, runs
 from ljpeg import jpeg_file, rdo, tables
 
 LEVELS = (4.0, 6.0, 9.0, 13.0, 19.0, 28.0, 42.0, 62.0, 92.0)
-FEW_LEVELS = (5.0, 9.0, 16.0, 30.0, 54.0, 92.0)
+FEW_LEVELS = (5.0, 10.0, 20.0, 40.0, 80.0)
 
 
 def own(subsampling: str, effort: rdo.Effort) -> Callable[[np.ndarray, float], bytes]:

@@ -495,6 +495,9 @@ def _solve_normal(right: np.ndarray) -> np.ndarray:
   return solved
 
 
+# Blocks that are searched together: their arrays fit the processor's cache.
+_CHUNK = 4096
+
 # Magnitudes under this share of a step start as zero; a first guess of what the search will find.
 _DEAD_ZONE = 0.64
 
@@ -532,7 +535,8 @@ def optimise(
     start: What an earlier search found, perhaps with other tables; then the search goes on there.
 
   Returns:
-    Never more error + lambda_ * bits than plain rounding has (with FAST, that is not checked).
+    Never more error + lambda_ * bits than plain rounding has (with FAST or a start, that is not
+    checked).
   """
   if not lambda_ > 0:
     raise ValueError(f"lambda_ must be over 0, not {lambda_}.")
@@ -545,7 +549,7 @@ def optimise(
     for group in groups:
       _search_group(state, group, lambda_, effort, fresh=number == 0 and start is None)
   result = state.result()
-  if effort is not FAST:
+  if effort != FAST and start is None:
     simple = plain(source, tables)
     if simple.cost(lambda_) < result.cost(lambda_):
       return simple
@@ -558,7 +562,11 @@ def _search_group(
   """Searches the components that share a Huffman code."""
   targets = {i: state.target(i) for i in group}
   searches = {
-    i: AcSearch(target, state.table(i), state.weights[i], lambda_) for i, target in targets.items()
+    i: [
+      AcSearch(target[k : k + _CHUNK], state.table(i), state.weights[i], lambda_)
+      for k in range(0, len(target), _CHUNK)
+    ]
+    for i, target in targets.items()
   }
   found = {i: state.blocks[i] for i in group}
   if fresh:
@@ -572,7 +580,7 @@ def _search_group(
     dc, ac = np.sum(histograms, axis=0)
     known = rates(dc, ac)
     for i in group:
-      blocks = searches[i].solve(known, effort.window)
+      blocks = np.concatenate([s.solve(known, effort.window) for s in searches[i]])
       step = float(state.table(i)[0])
       scaled = targets[i][:, 0] / step
       if effort.dc:
