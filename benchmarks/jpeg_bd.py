@@ -109,6 +109,7 @@ ROWS = {
   "own420": ("ours: tuned tables, own search, 4:2:0", own("4:2:0", rdo.DEFAULT), LEVELS),
   "best444": ("ours: tuned tables, own search (best), 4:4:4", own("4:4:4", rdo.BEST), LEVELS),
   "best420": ("ours: tuned tables, own search (best), 4:2:0", own("4:2:0", rdo.BEST), LEVELS),
+  "few420": ("ours: own search (best), 4:2:0, few levels", own("4:2:0", rdo.BEST), FEW_LEVELS),
   "itinf444": ("ours: itinf (tables of each picture), 4:4:4", itinf("4:4:4"), FEW_LEVELS),
   "itinf420": ("ours: itinf (tables of each picture), 4:2:0", itinf("4:2:0"), FEW_LEVELS),
 }  # fmt: skip
