@@ -91,7 +91,7 @@ def make_train_step(state: TrainState, config: Any):
     x = tf.cast(crops, tf.float32)
     with tf.GradientTape() as tape:
       quantizer = make_quantizer(seed=tf.stack([seed, step]))
-      terms = rd.rd_terms(state.codec, x, rd_lambda, quantizer)
+      terms = state.codec.objective(x, rd_lambda, quantizer, seed=tf.stack([seed, step]))
     flat = [v for group in state.groups for v in group]
     gradients, norm = tf.clip_by_global_norm(tape.gradient(terms.loss, flat), clip_norm)
     begin = 0
@@ -104,6 +104,7 @@ def make_train_step(state: TrainState, config: Any):
       "bpp": tf.reduce_mean(terms.bpp),
       "mse": tf.reduce_mean(terms.mse),
       "gradient_norm": norm,
+      **(terms.parts or {}),
     }
 
   return train_step
@@ -349,9 +350,8 @@ class _Validation:
 
     @tf.function
     def terms(crops):
-      return rd.rd_terms(
-        codec, tf.cast(crops, tf.float32), float(config.model_config.rd_lambda), rounding
-      )
+      rd_lambda = float(config.model_config.rd_lambda)
+      return codec.objective(tf.cast(crops, tf.float32), rd_lambda, rounding)
 
     self._terms = terms
 
@@ -362,17 +362,19 @@ class _Validation:
     self._codec.prepare()
     bpp: list[float] = []
     mse: list[float] = []
+    losses: list[float] = []  # One a crop, as the others.
     pictures: Optional[tuple[np.ndarray, np.ndarray]] = None
     for crops in self._dataset:
       terms = self._terms(crops)
       bpp += terms.bpp.numpy().tolist()
       mse += terms.mse.numpy().tolist()
+      losses += [float(terms.loss)] * len(crops)
       if pictures is None:
         n = int(options.num_images_to_log)
         decoded = np.stack([rd.to_image(x) for x in terms.x_hat.numpy()[:n]]) if n else crops[:0]
         pictures = (crops.numpy()[:n], np.asarray(decoded))
     values = {
-      "loss": float(np.mean(bpp) + self._config.model_config.rd_lambda * np.mean(mse)),
+      "loss": float(np.mean(losses)),
       "bpp": float(np.mean(bpp)),
       "mse": float(np.mean(mse)),
       "psnr_db": float(np.mean([metrics.psnr_of_mse(max(m, 1e-10)) for m in mse])),
