@@ -197,9 +197,7 @@ def missing(name: str) -> Optional[str]:
   return None
 
 
-def measure(
-  codec: Codec, name: str, image: np.ndarray, lpips: bool = True
-) -> results.EvalRecord:
+def measure(codec: Codec, name: str, image: np.ndarray, lpips: bool = True) -> results.EvalRecord:
   """Compresses and decompresses one picture, uint8 [H, W, 3]; `lpips` where there are weights."""
   start = time.perf_counter()
   file = codec.compress(image)

@@ -239,12 +239,16 @@ class TrainableCodec(Codec, tf.Module):
       graphs.functions[method] = call
     return graphs.functions[method]
 
-  def compress(self, image: np.ndarray) -> bytes:
-    """See `Codec.compress`: `pack(infer(pad(image)))`."""
+  def latents_of(self, image: np.ndarray) -> Latents:
+    """What `compress` packs for a picture, uint8 [H, W, 3]: `infer(pad(image))`, unless an encoder
+    searches further."""
     from common import rd  # Lazy: rd imports this module.
 
-    x = rd.to_batch(image)
-    return self.pack(rd.infer(self, x), (image.shape[0], image.shape[1]))
+    return rd.infer(self, rd.to_batch(image))
+
+  def compress(self, image: np.ndarray) -> bytes:
+    """See `Codec.compress`: `pack(latents_of(image))`."""
+    return self.pack(self.latents_of(image), (image.shape[0], image.shape[1]))
 
   def decompress(self, data: bytes) -> np.ndarray:
     """See `Codec.decompress`."""

@@ -70,7 +70,7 @@ def load_codec(
 
 def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
   """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
-  latents = rd.infer(codec, rd.to_batch(image))
+  latents = codec.latents_of(image)
   coded = codec.code(latents, quantizers.make_quantizer("round")())
   size = (image.shape[0], image.shape[1])
   decoded = rd.to_image(rd.synthesize(codec, codec.rounded(latents), size))

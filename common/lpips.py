@@ -7,6 +7,7 @@ in, out), conv1_bias .. conv5_bias and lin0 .. lin4.
 
 import functools
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Optional
 
@@ -93,7 +94,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path) as arrays:
       return check(dict(arrays), str(path))
-  except (OSError, ValueError, KeyError, EOFError) as e:
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
     raise LpipsError(f"{path} cannot be read ({e}). {HOW}") from e
 
 

@@ -183,9 +183,7 @@ def _warn_that_lpips_is_left_out() -> None:
   _LOG.warning("LPIPS is left out of the records: there are no weights. %s", network.HOW)
 
 
-def measure(
-  original: np.ndarray, decoded: np.ndarray, with_lpips: bool = True
-) -> dict[str, Any]:
+def measure(original: np.ndarray, decoded: np.ndarray, with_lpips: bool = True) -> dict[str, Any]:
   """The distortion fields of a `results.EvalRecord`.
 
   Args:
