@@ -145,5 +145,5 @@ def of_images(a: np.ndarray, b: np.ndarray) -> Optional[float]:
     return None
   weights = load()
   with tf.device("CPU:0"):
-    pair = [tf.constant(image[None], tf.float32) for image in (a, b)]
-    return float(distance(*pair, weights)[0])
+    x, y = (tf.constant(image[None], tf.float32) for image in (a, b))
+    return float(distance(x, y, weights)[0])

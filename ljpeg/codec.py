@@ -1,7 +1,7 @@
 """The learned JPEG (Strümpler, Yang and Timofte 2020): its encoder is learned, its files are JPEG.
 
-Latents are the DCT coefficients divided by the tables: "y", "cb", "cr", each [B, h, w, 64] in zigzag
-order. A file is a baseline .jpg without anything around it, `decompress` is Pillow's decoder.
+Latents are the DCT coefficients divided by the tables: "y", "cb", "cr", each [B, h, w, 64] in
+zigzag order. A file is a baseline .jpg with nothing around it, `decompress` is Pillow's decoder.
 """
 
 import io

@@ -211,7 +211,7 @@ def _choose(flat: tf.Tensor, by_size: tf.Tensor, end: tf.Tensor, square: tf.Tens
       this = (cost, tf.argmin(total, axis=1, output_type=tf.int32), value[:, k])
       if best is not None:
         less = cost < best[0]
-        this = tuple(tf.where(less, a, b) for a, b in zip(this, best))  # type: ignore[assignment]
+        this = tuple(tf.where(less, a, b) for a, b in zip(this, best))
       best = this
     assert best is not None
     ahead.append(best[0] - zero_error[:, k])
@@ -322,4 +322,4 @@ def make_rate(name: str) -> Rate:
   """
   if name not in RATES:
     raise ValueError(f"Unknown rate model {name!r}. Known: {', '.join(sorted(RATES))}.")
-  return RATES[name]()  # type: ignore[abstract]
+  return RATES[name]()

@@ -94,7 +94,7 @@ def test_without_weights_it_is_left_out_with_one_warning(no_weights, caplog):
     assert [metrics.measure(a, b)["lpips"] for _ in range(3)] == [None] * 3
   assert len(caplog.records) == 1
   assert "python -m common.lpips_weights" in caplog.text
-  with pytest.raises(lpips.LpipsError, match="python -m common.lpips_weights"):
+  with pytest.raises(lpips.LpipsError, match=r"python -m common\.lpips_weights"):
     lpips.load()
 
 

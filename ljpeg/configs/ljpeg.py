@@ -1,4 +1,4 @@
-"""Learned JPEG, tables only: Strümpler, Yang and Timofte 2020 (arXiv 2009.12927), and a learned rate.
+"""Learned JPEG, tables only: Strümpler, Yang and Timofte 2020 (arXiv 2009.12927), learned rate.
 
     python -m ljpeg.train --config ljpeg/configs/ljpeg.py
     ./launch.py --main ljpeg.train --config ljpeg/configs/ljpeg.py --jobs 2          (the sweep)
@@ -6,8 +6,8 @@
 
 COST_AND_FIGURES
 
-Variants: `:tiny` (seconds, generated pictures), `:seed` (the seed's loss), `:lpips` (LPIPS in the
-loss; needs its weights, `python -m common.lpips_weights`), `:tiny_lpips`, `:tiny_seed`.
+Variants: `:tiny` (seconds, generated pictures), `:seed` (the seed's loss), `:lpips` (LPIPS in
+the loss; needs its weights, `python -m common.lpips_weights`), `:tiny_lpips`, `:tiny_seed`.
 
 Losses, with D = MSE on the 0..255 scale + lpips_weight * LPIPS, and q the 128 entries of the tables:
 
@@ -24,7 +24,7 @@ The seed's options:
 | lambda | `model_config.rd_lambda` |
 | last_step | `train_eval_config.num_steps` |
 | lr | `optimizer_config.learning_rate` (of the logarithms of the tables' entries) |
-| lr_decay (a factor, after 10,000 steps) | `optimizer_config.decay_factor`, `.decay_after_steps`, with `.schedule=piecewise` |
+| lr_decay (after 10,000 steps) | `optimizer_config.decay_factor`, `.schedule=piecewise` |
 | lpips_weight | `model_config.lpips_weight` |
 | total_weight_regularizer | `model_config.total_weight_regularizer` |
 """
