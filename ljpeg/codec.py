@@ -16,7 +16,7 @@ from common import bitstream, lpips, quantizers, rd
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.layers import Layer
 from common.profiling import Stage
-from ljpeg import dct, jpeg_file
+from ljpeg import dct, jpeg_file, rdo
 from ljpeg.attention import Attention
 from ljpeg.pre_edit import PreEdit
 from ljpeg.rate import Rate, RunLengthRate, make_rate
@@ -25,6 +25,7 @@ FAMILY = "ljpeg"
 
 LATENTS = ("y", "cb", "cr")
 COEFFICIENTS = ("round", "rdo")
+SEARCHES = ("", *rdo.EFFORTS)
 LOSSES = ("rate", "weights")
 
 
@@ -59,6 +60,7 @@ class LearnedJpeg(TrainableCodec):
     attention_weight: float = 0.0,
     pre_edit: Optional[PreEdit] = None,
     train_qualities: Optional[tuple[int, int]] = None,
+    search: str = "",
   ):
     """Makes the codec; ljpeg/configs/ljpeg.py explains the options.
 
@@ -72,14 +74,21 @@ class LearnedJpeg(TrainableCodec):
       ("rounding", rounding, dct.ROUNDINGS),
       ("coefficients", coefficients, COEFFICIENTS),
       ("loss", loss, LOSSES),
+      ("search", search, SEARCHES),
     ):
       if value not in known:
-        raise ValueError(f"Unknown model_config.{key} {value!r}. Known: {', '.join(known)}.")
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"Unknown model_config.{key} {value!r}. Known: {names}.")
     if coefficients == "rdo" and not isinstance(rate, RunLengthRate):
       raise ValueError("model_config.coefficients='rdo' needs model_config.rate='runs'.")
     if (attention is not None or pre_edit is not None) and rounding == "exact":
       raise ValueError(
         "model_config.rounding='exact' gives networks no gradient: use 'ste' or 'cubic'."
+      )
+    if search and (attention is not None or pre_edit is not None):
+      raise ValueError(
+        "model_config.search looks for the coefficients that are closest to the picture: it does "
+        "not go with attention or pre_edit, which choose others. Use ''."
       )
     self.tables = tables
     self.rate = rate
@@ -89,6 +98,7 @@ class LearnedJpeg(TrainableCodec):
     self._subsampling = subsampling
     self._rounding, self._coefficients = rounding, coefficients
     self._loss = loss
+    self._search = search
     self._lpips_weight = float(lpips_weight)
     self._regularizer = float(total_weight_regularizer)
     self._attention_weight = float(attention_weight)
@@ -140,6 +150,20 @@ class LearnedJpeg(TrainableCodec):
       divided = self._chosen(divided, steps, tf.constant(self._rd_lambda))
     return {name: Latent(value) for name, value in divided.items()}
 
+  def latents_of(self, image: np.ndarray) -> Latents:
+    """See `TrainableCodec.latents_of`: with `search`, coefficients found for this picture with its
+    own Huffman codes (`ljpeg.rdo`)."""
+    if not self._search:
+      return super().latents_of(image)
+    rd.to_batch(image)  # Checks it.
+    found = rdo.optimise(
+      rdo.source(image, self._subsampling),
+      list(self._written_tables.astype(np.int64)),
+      3.0 / self._rd_lambda,  # It counts squared errors of three channels for a bit.
+      rdo.EFFORTS[self._search],
+    )
+    return {k: Latent(v) for k, v in self._from_natural(found.components).items()}
+
   # --- Rate and distortion ------------------------------------------------------------------------
 
   def code(self, latents: Latents, quantizer: Quantizer) -> Coded:
@@ -173,8 +197,9 @@ class LearnedJpeg(TrainableCodec):
     decode = {}
     for name, values in divided.items():
       table = 0 if name == "y" else 1
-      decode[name] = self._passed(values, chosen[name])
-      coded = self._for_rate(name, values, chosen[name], decode[name], quantizer)
+      decode[name], coded = self._relaxed(values, chosen[name])
+      if not isinstance(self.rate, RunLengthRate):
+        coded = quantizer(name, values, tf.zeros([64])).rate
       bits.append(self.rate.bits(coded, table, steps[table]))
     bpp = tf.add_n(bits) / (height * width)
     x_hat = self._synthesize(decode, steps)[:, :height, :width]
@@ -207,28 +232,28 @@ class LearnedJpeg(TrainableCodec):
     quality = tf.random.stateless_uniform([], seed, low, high + 1, tf.int32)
     return dct.standard_tables(quality)
 
-  def _passed(self, values: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-    """`chosen`, with the gradient that `rounding` gives it in `values`."""
-    if self._rounding == "ste":
-      return chosen + values - tf.stop_gradient(values)
-    if self._rounding == "cubic":
-      return chosen + dct.round_cubic(values) - tf.stop_gradient(tf.round(values))
-    return chosen
+  def _relaxed(self, values: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`chosen` twice, with gradients in `values` as `rounding` says: for synthesis and for rate.
 
-  def _for_rate(
-    self,
-    name: str,
-    values: tf.Tensor,
-    chosen: tf.Tensor,
-    decode: tf.Tensor,
-    quantizer: Quantizer,
-  ) -> tf.Tensor:
-    """What the rate model counts: whole numbers with a gradient, or values with noise."""
-    if not isinstance(self.rate, RunLengthRate):
-      return quantizer(name, values, tf.zeros([64])).rate
-    if self._rounding == "exact" and self._coefficients == "round":
-      return dct.round_sharp(values)
-    return decode
+    "exact" holds the chosen numbers constant. The error is continuous where a choice changes, so
+    that this is its derivative; the rate jumps there, but for "rdo" not the sum that is minimised,
+    and for "round" `dct.round_sharp` counts the jumps. Where a frequency's numbers are large this
+    is right on average only, and very noisy: there both are followed straight through.
+    """
+    # What the rate model rounds to `chosen`, on the side on which the value lies.
+    near = tf.stop_gradient(chosen + tf.clip_by_value(values - chosen, -0.49, 0.49))
+    follow = values - tf.stop_gradient(values)
+    if self._rounding == "ste":
+      return chosen + follow, near + follow
+    if self._rounding == "cubic":
+      follow = dct.round_cubic(values) - tf.stop_gradient(tf.round(values))
+      return chosen + follow, near + follow
+    size = tf.reduce_mean(tf.abs(tf.stop_gradient(values)), axis=[0, 1, 2])
+    is_large = tf.cast(size > _LARGE, tf.float32)
+    jumps = tf.zeros_like(follow)
+    if self._coefficients == "round":
+      jumps = dct.round_sharp(values) - tf.stop_gradient(tf.round(values))
+    return chosen + is_large * follow, near + is_large * follow + (1.0 - is_large) * jumps
 
   # --- Training -----------------------------------------------------------------------------------
 
@@ -277,9 +302,9 @@ class LearnedJpeg(TrainableCodec):
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`: within what baseline files hold."""
-    limit = tf.constant([1023.0] * 64)
     return {
-      name: tf.clip_by_value(tf.round(value.loc), -limit, limit) for name, value in latents.items()
+      name: tf.clip_by_value(tf.round(value.loc), -1023.0, 1023.0)
+      for name, value in latents.items()
     }
 
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
@@ -310,15 +335,22 @@ class LearnedJpeg(TrainableCodec):
         "The file has other tables than this model: any JPEG decoder shows it, this model cannot "
         "take it apart."
       )
-    decode = {}
+    return self._from_natural(image.components), image.size
+
+  def _from_natural(self, components: Sequence[np.ndarray]) -> dict[str, tf.Tensor]:
+    """Blocks of a file, [rows, cols, 8, 8], as [1, rows, cols, 64] float32 in zigzag order.
+
+    With 4:2:0, luminance's last blocks are repeated to an even number.
+    """
+    found = {}
     factor = 2 if self._subsampling == "4:2:0" else 1
     for i, name in enumerate(LATENTS):
-      blocks = image.components[i]
+      blocks = components[i]
       blocks = blocks.reshape(*blocks.shape[:2], 64)[:, :, dct.ZIGZAG].astype(np.float32)
       rows, cols = (-n % factor if i == 0 else 0 for n in blocks.shape[:2])
       blocks = np.pad(blocks, ((0, rows), (0, cols), (0, 0)), "edge")
-      decode[name] = tf.constant(blocks[None])
-    return decode, image.size
+      found[name] = tf.constant(blocks[None])
+    return found
 
   def decompress(self, data: bytes) -> np.ndarray:
     """See `Codec.decompress`: what Pillow shows. JPEG has no checksums: damage within a picture's
@@ -343,6 +375,11 @@ class LearnedJpeg(TrainableCodec):
     if self.attention is not None:
       stages["f_a"] = Stage(self.attention, 1)
     return stages
+
+
+# Mean magnitude, in steps, from which a frequency's numbers are large: there the density is flat
+# across a step, and following is right.
+_LARGE = 1.5
 
 
 class _Hidden:
@@ -468,4 +505,5 @@ def build(model_config: Mapping[str, Any]) -> LearnedJpeg:
     attention_weight=attention["weight"],
     pre_edit=PreEdit([int(f) for f in pre_edit["filters"]]) if pre_edit["filters"] else None,
     train_qualities=qualities,
+    search=model_config["search"],
   )

@@ -10,7 +10,6 @@ Blocks are [B, h, w, 64] in zigzag order; table 0 is luminance, 1 chrominance.
 
 import abc
 import math
-from typing import Optional
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +20,7 @@ _NUM_SYMBOLS = 162  # 16 runs x 10 sizes, end of block, sixteen zeros.
 _END, _ZEROS = 160, 161
 _LN2 = math.log(2.0)
 _FAR = 1e9  # More bits than anything costs.
+_STRIP = 16
 _POSITIONS = np.arange(1, 64, dtype=np.float32)
 
 
@@ -199,33 +199,49 @@ def _choose(flat: tf.Tensor, by_size: tf.Tensor, end: tf.Tensor, square: tf.Tens
     candidates.append((value, sizes_of(value), square * tf.square(magnitude - value)))
   # Of a block whose last value is at position p: its least cost, less the errors that zeros
   # would make up to p. So the zeros of a run need not be summed.
-  ahead = [tf.zeros_like(flat[:, 0])]
-  pointers, values = [], []
-  for k in range(1, 64):
-    costs = tf.stack(ahead, axis=1)  # [N, k], of p = 0..k-1; the run is k - p - 1.
-    rows = by_size[:, :k][:, ::-1]
-    best: Optional[tuple[tf.Tensor, ...]] = None
-    for value, size, error in candidates:
-      total = costs + tf.gather(rows, size[:, k])
-      cost = tf.reduce_min(total, axis=1) + error[:, k]
-      this = (cost, tf.argmin(total, axis=1, output_type=tf.int32), value[:, k])
-      if best is not None:
-        less = cost < best[0]
-        this = tuple(tf.where(less, a, b) for a, b in zip(this, best))
-      best = this
-    assert best is not None
-    ahead.append(best[0] - zero_error[:, k])
-    pointers.append(best[1])
-    values.append(best[2])
+  ahead = tf.zeros_like(flat[:, :1])
+  pointers = tf.TensorArray(tf.int32, 64)
+  values = tf.TensorArray(tf.float32, 64)
+  runs = tf.pad(by_size, [[0, 0], [0, 1]], constant_values=_FAR)  # The last: p is not before k.
+  for begin in range(0, 64, _STRIP):
+    width = begin + _STRIP  # In strips, as only positions before k count.
+    ahead = tf.pad(ahead, [[0, 0], [0, width - ahead.shape[1]]], constant_values=_FAR)
+    column = tf.range(width)
+
+    def step(k, ahead, pointers, values, column=column):
+      rows = tf.gather(runs, tf.where(column < k, k - 1 - column, 64), axis=1)
+      costs, at, found = [], [], []
+      for value, size, error in candidates:
+        total = ahead + tf.gather(rows, size[:, k])
+        costs.append(tf.reduce_min(total, axis=1) + error[:, k])
+        at.append(tf.argmin(total, axis=1, output_type=tf.int32))
+        found.append(value[:, k])
+      less = costs[1] < costs[0]
+      best = tf.where(less, costs[1], costs[0]) - zero_error[:, k]
+      pointers = pointers.write(k, tf.where(less, at[1], at[0]))
+      values = values.write(k, tf.where(less, found[1], found[0]))
+      return k + 1, tf.where(column == k, best[:, None], ahead), pointers, values
+
+    _, ahead, pointers, values = tf.while_loop(
+      lambda k, *_, width=width: k < width,
+      step,
+      (tf.constant(max(begin, 1)), ahead, pointers, values),
+      parallel_iterations=1,
+    )
   ends = tf.concat([tf.fill([63], end), [0.0]], axis=0)
-  current = tf.argmin(tf.stack(ahead, axis=1) + ends, axis=1, output_type=tf.int32)
-  chosen = []
-  for k in range(63, 0, -1):
-    here = current == k
-    chosen.append(tf.where(here, values[k - 1], 0.0))
-    current = tf.where(here, pointers[k - 1], current)
-  ac = tf.stack(chosen[::-1], axis=1) * tf.sign(flat[:, 1:])
-  return tf.concat([tf.round(flat[:, :1]), ac], axis=1)
+  last = tf.argmin(ahead + ends, axis=1, output_type=tf.int32)
+  chosen = tf.TensorArray(tf.float32, 64)
+
+  def back(k, current, chosen):
+    here = tf.equal(current, k)
+    chosen = chosen.write(k, tf.where(here, values.read(k), 0.0))
+    return k - 1, tf.where(here, pointers.read(k), current), chosen
+
+  _, _, chosen = tf.while_loop(
+    lambda k, *_: k > 0, back, (tf.constant(63), last, chosen), parallel_iterations=1
+  )
+  chosen = chosen.write(0, tf.abs(tf.round(flat[:, 0])))
+  return tf.transpose(chosen.stack()) * tf.sign(flat)
 
 
 @tf.custom_gradient

@@ -34,6 +34,7 @@ _ATTENTION: dict[str, Any] = {
   "optimizer_config.gradient_clip_norm": 10.0,
   "model_config.coefficients": "round",
   "model_config.rounding": "ste",
+  "model_config.search": "",
   "model_config.attention.backbone": "cnn",
 }
 

@@ -9,7 +9,7 @@ COST_AND_FIGURES
 Variants: `:tiny` (seconds, generated pictures), `:seed` (the seed's loss), `:lpips` (LPIPS in
 the loss; needs its weights, `python -m common.lpips_weights`), `:tiny_lpips`, `:tiny_seed`.
 
-Losses, with D = MSE on the 0..255 scale + lpips_weight * LPIPS, and q the 128 entries of the tables:
+Losses, with D = MSE on the 0..255 scale + lpips_weight * LPIPS and q the tables' 128 entries:
 
   loss="rate"     bits per pixel + rd_lambda * D + total_weight_regularizer * sum(1/q)
   loss="weights"  rd_lambda * D + total_weight_regularizer * sum(1/q)            (the seed's)
@@ -113,10 +113,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       # What coefficients become: "round", or "rdo": whole numbers that minimise bits + rd_lambda *
       # squared error jointly over a block (a trellis), in training and in files.
       coefficients="rdo",
-      # How gradients pass that choice. "exact": coefficients count as constants, which is right for
-      # the tables where what is minimised is what was chosen for ("rdo" and the squared error).
-      # "ste": straight through; "cubic": 3 (z - round z)^2.
+      # How gradients pass that choice. "exact" (for tables, not for networks): coefficients are held
+      # constant, the derivative of a minimum; codec.py says where not. "ste": straight through;
+      # "cubic": 3 (z - round z)^2.
       rounding="exact",
+      # What files hold: "", those coefficients; "fast", "default" or "best", those that a longer
+      # search finds for the same loss and the file's own Huffman codes (ljpeg/rdo.py).
+      search="default",
       # "runs": the format's run-length code with learned code lengths; "frequency": a density for
       # each frequency.
       rate="runs",
@@ -157,11 +160,13 @@ _SEED: dict[str, Any] = {
   "model_config.total_weight_regularizer": 1.0,
   "model_config.coefficients": "round",
   "model_config.rounding": "cubic",
+  "model_config.search": "",
 }
 
 _LPIPS: dict[str, Any] = {
   "model_config.lpips_weight": 500.0,
   "model_config.coefficients": "round",
+  "model_config.search": "",
 }
 
 _VARIANTS: dict[str, dict[str, Any]] = {

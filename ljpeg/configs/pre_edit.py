@@ -35,6 +35,7 @@ _PRE_EDIT: dict[str, Any] = {
   "model_config.tables.learned": False,
   "model_config.coefficients": "round",
   "model_config.rounding": "ste",
+  "model_config.search": "",
   # Of the first convolution, the residual units, the last convolution.
   "model_config.pre_edit.filters": (64, 64, 64, 64, 128, 128, 3),
   "model_config.pre_edit.train_qualities": (5, 95),
