@@ -20,7 +20,7 @@ TO_YCBCR = np.array(
 )
 TO_RGB = np.linalg.inv(TO_YCBCR)
 
-# GRAM[i, j]: what an error e of (Y, Cb, Cr) costs in RGB is e GRAM e, a sum over the three channels.
+# An error e of (Y, Cb, Cr) is a squared error e GRAM e in RGB, summed over the three channels.
 GRAM = TO_RGB.T @ TO_RGB
 
 # DCT[k, n]: orthonormal DCT-II of 8 samples, frequency k.

@@ -4,9 +4,9 @@ Coefficients are int16 [rows, cols, 8, 8] a component (luma; then Cb and Cr): a 
 frequency first, its horizontal frequency second, not in zigzag order. Tables are [8, 8] in the same
 order. Nothing is lost on the way: what is written is read back.
 
-The writer is our own: its Huffman codes are the best for the file, the exact number of bits is known
-without writing, and it holds no global state. The reader is libjpeg's (jpeglib), for any JPEG file
-of 8 bits that is grey or YCbCr, progressive ones too.
+The writer is our own: its Huffman codes are the best for the file, the exact number of bits is
+known without writing, and it holds no global state. The reader is libjpeg's (jpeglib), for any JPEG
+file of 8 bits that is grey or YCbCr, progressive ones too.
 """
 
 import io
@@ -21,7 +21,7 @@ from ljpeg import huffman
 # Component sampling (vertical, horizontal) of luma; chroma has (1, 1).
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:0": (2, 2)}
 
-MAX_SIDE = 65535  # Pixels; Pillow and libjpeg stop at 65500 when they write.
+MAX_SIDE = 65500  # Pixels: libjpeg's limit; the format's is 65535.
 MAX_AC = 1023  # Baseline: 10 bits.
 MAX_DC_DIFFERENCE = 2047  # Baseline: 11 bits.
 
@@ -57,9 +57,7 @@ class JpegImage(NamedTuple):
   subsampling: str
 
 
-def grid(
-  size: tuple[int, int], subsampling: str = "4:4:4", component: int = 0
-) -> tuple[int, int]:
+def grid(size: tuple[int, int], subsampling: str = "4:4:4", component: int = 0) -> tuple[int, int]:
   """(rows, cols) of blocks of a component (0: luma or grey) for a picture (height, width).
 
   Raises:
@@ -71,9 +69,7 @@ def grid(
 
 def _factors(subsampling: str) -> tuple[int, int]:
   if subsampling not in SUBSAMPLINGS:
-    raise JpegFileError(
-      f"Unknown subsampling {subsampling!r}. Known: {', '.join(SUBSAMPLINGS)}."
-    )
+    raise JpegFileError(f"Unknown subsampling {subsampling!r}. Known: {', '.join(SUBSAMPLINGS)}.")
   return SUBSAMPLINGS[subsampling]
 
 
@@ -230,8 +226,8 @@ def plan(
     made.append(_in_order(zigzag, i, subsampling, len(components)))
   counts = [c.symbols.histograms() for c in made]
   groups = [counts[:1], counts[1:]] if len(made) > 1 else [counts]
-  dc_codes = tuple(huffman.optimal(sum(dc for dc, _ in group)) for group in groups)
-  ac_codes = tuple(huffman.optimal(sum(ac for _, ac in group)) for group in groups)
+  dc_codes = tuple(huffman.optimal(np.sum([dc for dc, _ in group], axis=0)) for group in groups)
+  ac_codes = tuple(huffman.optimal(np.sum([ac for _, ac in group], axis=0)) for group in groups)
   checked += checked[-1:] * (len(components) - len(checked))
   return Plan(tuple(made), checked, dc_codes, ac_codes, (size[0], size[1]), subsampling)
 
@@ -260,7 +256,7 @@ def _in_order(
   """Blocks [rows, cols, 64] in coding order. Those beyond the edge are made to cost least: no AC
   coefficients, and the DC coefficient of the block before."""
   luma = _factors(subsampling)
-  order, mcu = coding_order(*zigzag.shape[:2], (1, 1) if component else luma)
+  order, mcu = coding_order(zigzag.shape[0], zigzag.shape[1], (1, 1) if component else luma)
   blocks = zigzag.reshape(-1, 64)[order]
   if (order < 0).any():
     blocks[order < 0] = 0
@@ -369,7 +365,7 @@ def _scan(plan: Plan) -> bytes:
   starts = np.cumsum(block_bits) - block_bits
   num_bits = int(block_bits.sum())
   words = np.zeros(num_bits // 64 + 2, np.uint64)
-  for s, order, dc_code, ac_code, dc_bits, ac, ac_bits, ends_at, before, body in entries:
+  for s, order, dc_code, ac_code, dc_bits, ac, _, ends_at, before, body in entries:
     start = starts[order]
     value = dc_code.codes[s.dc_size] << s.dc_size | _extra(s.dc, s.dc_size)
     _put(words, start, value, dc_bits)
@@ -448,8 +444,8 @@ def read_jpeg(data: bytes) -> JpegImage:
   if len(components) == 3:
     chroma = factors[1]
     scale = (factors[0][0] / chroma[0], factors[0][1] / chroma[1])
-    known = {v: k for k, v in SUBSAMPLINGS.items()}
-    subsampling = known.get(scale) if factors[1] == factors[2] else None  # type: ignore[call-overload]
+    same = [name for name, factor in SUBSAMPLINGS.items() if factor == scale]
+    subsampling = same[0] if same and factors[1] == factors[2] else None
   if subsampling is None:
     raise JpegFileError(
       f"Sampling factors {factors}; only {' and '.join(SUBSAMPLINGS)} can be read."

@@ -1,12 +1,12 @@
 """Quantized coefficients that minimise squared error + lambda * bits of the file, for given tables.
 
-The rate is the file's own: run lengths and the Huffman codes that `jpeg_file` will choose, estimated
-anew after every pass. The distortion is the squared error of RGB pixels, summed over the three
-channels, in the DCT domain (exact but for the decoder's rounding and clipping):
+The rate is the file's own: run lengths and the Huffman codes that `jpeg_file` will choose,
+estimated anew after every pass. The distortion is the squared error of RGB pixels, summed over the
+three channels, in the DCT domain (exact but for the decoder's rounding and clipping):
 
-* AC coefficients: in each block the best of all choices of coefficients that are kept, set to zero or
-  lowered to the next shorter magnitude, by dynamic programming over the candidates. All blocks at
-  once: candidates are the rows of an array, blocks the columns.
+* AC coefficients: in each block the best of all choices of coefficients that are kept, set to zero
+  or lowered to the next shorter magnitude, by dynamic programming over the candidates. All blocks
+  at once: candidates are the rows of an array, blocks the columns.
 * DC coefficients: a Viterbi search over the chain of differences, in stretches side by side.
 * The colour transform is not orthogonal: errors of Y, Cb and Cr add up in RGB with their products
   (`forward.GRAM`). So each component aims at its own value less what the errors of the others ask
@@ -16,7 +16,7 @@ channels, in the DCT domain (exact but for the decoder's rounding and clipping):
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -26,7 +26,7 @@ from ljpeg import forward, huffman, jpeg_file
 _ZIGZAG = jpeg_file.ZIGZAG
 _NATURAL = np.argsort(_ZIGZAG)
 
-# A symbol that the histogram lacks: a code about as long as the longest, and its byte in the header.
+# A symbol that the histogram lacks costs its byte in the header beside a long code.
 _NEW_SYMBOL_BITS = 8
 _NEVER = 1e9
 
@@ -91,7 +91,7 @@ def _symbol_bits(histogram: np.ndarray) -> np.ndarray:
   return np.where(histogram > 0, known, missing)
 
 
-# --- AC: dynamic programming over the candidates of each block --------------------------------------
+# --- AC: dynamic programming over the candidates of each block ------------------------------------
 
 
 class AcSearch:
@@ -206,7 +206,7 @@ class AcSearch:
     return blocks
 
 
-# --- DC: Viterbi over stretches of the chain ---------------------------------------------------------
+# --- DC: Viterbi over stretches of the chain ------------------------------------------------------
 
 
 def search_dc(
@@ -214,8 +214,8 @@ def search_dc(
 ) -> np.ndarray:
   """DC coefficients for a chain of blocks, int64 [n].
 
-  Each is the rounded target, one less or one more. The chain is cut into stretches that are searched
-  side by side with their neighbours held fixed, twice, the second time with other cuts.
+  Each is the rounded target, one less or one more. The chain is cut into stretches that are
+  searched side by side with their neighbours held fixed, twice, the second time with other cuts.
 
   Args:
     target: float [n], in units of the table, in the order in which the blocks are coded.
@@ -287,7 +287,7 @@ def _search_stretches(
   return found_values.reshape(-1)[offset : offset + n]
 
 
-# --- Pictures -----------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -317,7 +317,7 @@ class Source(NamedTuple):
 
 
 # What smooth interpolation makes of the energy of a coefficient of half resolution: by frequency,
-# vertical and horizontal, exact for cosines without end. Nearest neighbours would have 4 everywhere.
+# vertical and horizontal, exact for cosines without end. Repeated pixels would have 4 everywhere.
 _UPSAMPLING_GAIN = np.multiply.outer(*[1.25 + 0.75 * np.cos(np.pi * np.arange(8) / 8)] * 2)
 
 
@@ -558,7 +558,8 @@ def _search_group(
       found[i] = guess
   for _ in range(effort.passes):
     histograms = [jpeg_file.symbols(found[i][state.order(i)]).histograms() for i in group]
-    known = rates(sum(dc for dc, _ in histograms), sum(ac for _, ac in histograms))
+    dc, ac = np.sum(histograms, axis=0)
+    known = rates(dc, ac)
     for i in group:
       blocks = searches[i].solve(known, effort.window)
       step = float(state.table(i)[0])
@@ -572,3 +573,97 @@ def _search_group(
       found[i] = blocks
   for i in group:
     state.set(i, found[i])
+
+
+# --- Tables of a picture's own --------------------------------------------------------------------
+
+
+def fitted_tables(source: Source, result: Result) -> tuple[np.ndarray, ...]:
+  """The tables with the least squared error for the coefficients as they are: they cost no bits.
+
+  For each frequency, the step whose multiples come closest to the targets; where all coefficients
+  are zero, the step stays.
+  """
+  state = _State(source, result.tables)
+  for i, blocks in enumerate(result.components):
+    state.set(i, blocks.reshape(-1, 64)[:, _ZIGZAG])
+  sums = np.zeros((2, len(result.tables), 64))
+  for i, blocks in enumerate(state.blocks):
+    levels, target = blocks.astype(np.float64), state.target(i)
+    kind, weight = min(i, 1), state.weights[i].astype(np.float64)
+    sums[0, kind] += weight * np.einsum("nk,nk->k", levels, target)
+    sums[1, kind] += weight * np.einsum("nk,nk->k", levels, levels)
+  tables = []
+  for table, top, bottom in zip(result.tables, *sums):
+    flat = table.reshape(64)[_ZIGZAG].astype(np.float64)
+    steps = np.divide(top, bottom, out=flat, where=bottom > 0)
+    tables.append(np.clip(np.rint(steps), 1, 255).astype(np.int64)[_NATURAL].reshape(8, 8))
+  return tuple(tables)
+
+
+def optimise_with_tables(
+  source: Source,
+  tables: Sequence[np.ndarray],
+  lambda_: float,
+  steps: Sequence[float] = (0.1, 0.05),
+  progress: Optional[Callable[[int, int, Result], None]] = None,
+) -> Result:
+  """Coefficients and tables of one picture together: error + lambda_ * bits goes down step by step.
+
+  In turn: the coefficients are searched; the tables are fitted to them; the tables' level, slope
+  over the frequency and DC step are changed by `steps` as long as that helps.
+
+  Args:
+    source: The picture.
+    tables: Where to start, luma and chroma.
+    lambda_: Squared error of RGB that a bit is worth.
+    steps: Relative changes, tried one after the other.
+    progress: Called as (searches done, searches at most, the best so far); may raise to stop.
+  """
+  quick = Effort(rounds=1, passes=1, window=16)
+  best = optimise(source, tables, lambda_, DEFAULT)
+  frequency = np.add.outer(np.arange(8), np.arange(8)) / 14
+  dc = np.zeros((8, 8))
+  dc[0, 0] = 1
+  shapes = [np.ones((8, 8)), frequency - 0.5, dc]
+  moves = [(kind, shape) for kind in range(len(best.tables)) for shape in shapes]
+  tries = 3  # Of a move at most.
+  total = 1 + len(steps) * (1 + tries * len(moves)) + 2
+  done = 0
+
+  def report(count: int) -> None:
+    nonlocal done
+    done += count
+    if progress is not None:
+      progress(done, total, best)
+
+  def better(candidate: Sequence[np.ndarray], effort: Effort = quick) -> bool:
+    nonlocal best
+    if all(np.array_equal(a, b) for a, b in zip(candidate, best.tables)) and effort is quick:
+      return False
+    found = optimise(source, candidate, lambda_, effort, start=best)
+    improved = found.cost(lambda_) < best.cost(lambda_)
+    best = found if improved else best
+    return improved
+
+  report(1)
+  for step in steps:
+    better(fitted_tables(source, best))
+    report(1)
+    for kind, shape in moves:
+      tried = 0
+      for direction in (step, -step):
+        while tried < tries:
+          moved = list(best.tables)
+          moved[kind] = np.clip(np.rint(moved[kind] * (1 + direction * shape)), 1, 255).astype(
+            np.int64
+          )
+          tried += 1
+          if not better(moved):
+            break
+      report(tries)
+  better(fitted_tables(source, best))
+  report(1)
+  better(best.tables, BEST)
+  report(1)
+  return best

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A: plain Python. B: tensors, no files. C: loops and files.
 ROOMS = {
   "A": "bd datasets flags hyper launchers report report_page results runs supervise venv",
-  "B": "bitstream codec dct_init entropy exact hyper_init layers lpips metrics profiling "
+  "B": "bitstream codec dct_init entropy exact hyper_init layers libjpeg lpips metrics profiling "
   "quantizers rd schedules transforms transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job "
   "lpips_weights train_lib writers",
@@ -20,7 +20,7 @@ ROOMS = {
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}
 FAMILIES = sorted(p.parent.name for p in ROOT.glob("*/codec.py") if p.parent.name != "common")
-ENTRY_POINTS = ("train", "eval", "itinf", "vbq_eval")
+ENTRY_POINTS = ("train", "eval", "itinf", "vbq_eval", "compress")
 
 
 def _modules():
