@@ -17,6 +17,7 @@ from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.layers import Layer
 from common.profiling import Stage
 from ljpeg import dct, jpeg_file, rdo
+from ljpeg import tables as tables_lib
 from ljpeg.attention import Attention
 from ljpeg.pre_edit import PreEdit
 from ljpeg.rate import Rate, RunLengthRate, make_rate
@@ -159,7 +160,7 @@ class LearnedJpeg(TrainableCodec):
     found = rdo.optimise(
       rdo.source(image, self._subsampling),
       list(self._written_tables.astype(np.int64)),
-      3.0 / self._rd_lambda,  # It counts squared errors of three channels for a bit.
+      _search_lambda(self._rd_lambda),
       rdo.EFFORTS[self._search],
     )
     return {k: Latent(v) for k, v in self._from_natural(found.components).items()}
@@ -300,6 +301,12 @@ class LearnedJpeg(TrainableCodec):
       raise RuntimeError("No tables yet: call prepare() after building or restoring.")
     return self._coding.value[:, dct.NATURAL].reshape(2, 8, 8)
 
+  def table_path(self, name: str) -> tables_lib.TablePath:
+    """The tables as `ljpeg.tables` keeps them, a path of one point."""
+    luma, chroma = self._written_tables.astype(np.int64)
+    point = tables_lib.Point(luma, chroma, _search_lambda(self._rd_lambda))
+    return tables_lib.TablePath((point,), self._subsampling, name)
+
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`: within what baseline files hold."""
     return {
@@ -375,6 +382,11 @@ class LearnedJpeg(TrainableCodec):
     if self.attention is not None:
       stages["f_a"] = Stage(self.attention, 1)
     return stages
+
+
+def _search_lambda(rd_lambda: float) -> float:
+  """What `ljpeg.rdo` calls lambda: squared errors, summed over three channels, for a bit."""
+  return 3.0 / rd_lambda
 
 
 # Mean magnitude, in steps, from which a frequency's numbers are large: there the density is flat

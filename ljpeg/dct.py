@@ -155,13 +155,22 @@ def analyse(x: tf.Tensor, subsampling: str) -> list[tf.Tensor]:
   return [to_blocks(plane) for plane in (y, cb, cr)]
 
 
+@tf.custom_gradient
+def _as_bytes(plane: tf.Tensor):
+  """Rounds halves up and clips to -128..127; the gradient passes where nothing is clipped."""
+  inside = tf.logical_and(plane >= -128.0, plane <= 127.0)
+  rounded = tf.clip_by_value(tf.floor(plane + 0.5), -128.0, 127.0)
+  return rounded, lambda dy: tf.where(inside, dy, tf.zeros_like(dy))
+
+
 def synthesise(coefficients: Sequence[tf.Tensor], subsampling: str) -> tf.Tensor:
   """Pixels of dequantized coefficients, clipped: [B, H, W, 3] in 0..255, whole blocks.
 
-  Planes are not rounded to integers in between as decoders do; that is all that differs.
+  Planes are rounded to bytes before the colours are converted, as decoders do; gradients pass
+  straight through.
   """
   planes = (from_blocks(c) for c in coefficients)
-  y, cb, cr = (tf.clip_by_value(p, -128.0, 127.0) for p in planes)  # As bytes hold them.
+  y, cb, cr = (_as_bytes(p) for p in planes)
   if subsampling == "4:2:0":
     cb, cr = double(cb), double(cr)
   return tf.clip_by_value(ycc_to_rgb(tf.stack([y, cb, cr], axis=-1)), 0.0, 255.0)

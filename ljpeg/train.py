@@ -12,11 +12,14 @@ def check(unit):
 
 
 def run(job):
-  """Trains."""
-  from common import train_lib
+  """Trains, and leaves the tables as <run>/tables.json, which needs no TensorFlow to be used."""
+  from common import eval_lib, train_lib
+  from ljpeg import compress, tables
   from ljpeg.codec import build
 
   train_lib.train(job, build)
+  codec, _ = eval_lib.load_codec(job.run, build)
+  tables.save(job.run.path / compress.TABLES_FILE, codec.table_path(job.run.path.name))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from common import (
   results,
   runs,
 )
-from ljpeg import attention, codec, dct, jpeg_file, pre_edit, rate
-from tests.conftest import ROOT, picture, run_entry_point, train
+from ljpeg import attention, codec, compress, dct, export, jpeg_file, pre_edit, rate, tables
+from ljpeg import eval as evaluation
+from tests.conftest import ROOT, picture, run_command, run_entry_point, train
 from tests.test_lpips import made_up_weights
 
 
@@ -509,6 +510,25 @@ def test_a_training_moves_the_tables_and_logs_its_parts(tables_run):
     v for n, v in _weights(tables_run).items() if n.startswith("codec/tables/log_steps/.A")
   ]
   assert len(log_steps) == 1 and np.ptp(log_steps[0]) > 0.05
+
+
+def test_a_training_leaves_its_tables_for_the_command(tables_run, tmp_path):
+  loaded, _ = eval_lib.load_codec(tables_run, codec.build)
+  path = tables.load(tables_run.path / "tables.json")
+  (point,) = path.points
+  np.testing.assert_array_equal(point.luma, loaded._written_tables[0])
+  np.testing.assert_array_equal(point.chroma, loaded._written_tables[1])
+  assert export.TABLES_FILE == compress.TABLES_FILE
+  assert point.lambda_ == pytest.approx(3 / 0.01) and path.subsampling == "4:4:4"
+  out = tmp_path / "joined.json"
+  export.main([str(tables_run.path.parent), str(out)])
+  np.testing.assert_array_equal(tables.load(out).points[0].luma, point.luma)
+  with pytest.raises(tables.TablesError, match="train one"):
+    export.join(tmp_path)
+  Image.fromarray(picture(40, 56)).save(tmp_path / "photo.png")
+  argv = ["compress", str(tmp_path / "photo.png"), str(tmp_path / "photo.jpg")]
+  assert run_command(evaluation.main, [*argv, "--workdir", str(tables_run.path)]) == 0
+  assert _pillow((tmp_path / "photo.jpg").read_bytes())[0] == "JPEG"
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tables_run, tmp_path):
