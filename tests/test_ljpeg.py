@@ -90,7 +90,7 @@ def test_standard_tables_are_pillows(quality):
   np.testing.assert_array_equal(found, [expected[0], expected[1]])
 
 
-@pytest.mark.parametrize("subsampling, bound", [("4:4:4", 0.5), ("4:2:0", 0.5)])
+@pytest.mark.parametrize("subsampling, bound", [("4:4:4", 0.1), ("4:2:0", 0.5)])
 @pytest.mark.parametrize("step", [3.0, 20.0, 60.0])
 def test_reconstruction_is_pillows_up_to_integer_arithmetic(subsampling, bound, step):
   image = _photograph()
@@ -104,7 +104,7 @@ def test_reconstruction_is_pillows_up_to_integer_arithmetic(subsampling, bound, 
   tables = [table[dct.NATURAL].reshape(8, 8).astype(np.int64)] * 2
   file = jpeg_file.write_jpeg(natural, tables, image.shape[:2], subsampling)
   difference = np.abs(rd.to_image(own).astype(int) - _pillow(file)[1])
-  assert np.mean(difference) < bound and np.max(difference) <= 8
+  assert np.mean(difference) < bound and np.max(difference) <= 4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (9, 16), (17, 33)])
@@ -318,7 +318,7 @@ def test_files_are_standard_and_hold_the_coefficients(changes):
       rows, cols = decode[name].shape[1:3]
       np.testing.assert_array_equal(decode[name], rounded[name][:, :rows, :cols], err_msg=name)
     own = rd.to_image(rd.synthesize(built, rounded, size))
-    assert np.mean(np.abs(own.astype(int) - shown)) <= built.decoder_tolerance
+    assert np.mean(np.abs(own.astype(int) - shown)) <= built.decoder_tolerance, size
 
 
 def test_tables_in_the_file_are_the_learned_ones():
@@ -406,12 +406,11 @@ def test_every_rounding_and_rate_gives_the_tables_finite_gradients(rounding, nam
     ({"loss": "mse"}, "weights"),
     ({"rate": "frequency"}, "needs model_config.rate='runs'"),
     ({"search": "long"}, "'best'"),
-    ({"attention.backbone": "cnn"}, "gives networks no gradient"),
-    ({"attention.backbone": "cnn", "rounding": "ste"}, "does not go with attention"),
-    ({"attention.backbone": "resnet", "rounding": "ste", "search": ""}, "alexnet, cnn, vgg19"),
+    ({"attention.backbone": "cnn"}, "does not go with attention"),
+    ({"attention.backbone": "resnet", "search": ""}, "alexnet, cnn, vgg19"),
     ({"tables.init": "zeros"}, "flat, standard"),
     ({"tables.init": "standard", "tables.quality": 101}, "1 to 100"),
-    ({"pre_edit.filters": (4, 4), "rounding": "ste", "search": ""}, "3 channels"),
+    ({"pre_edit.filters": (4, 4), "search": ""}, "3 channels"),
   ],
 )
 def test_settings_that_cannot_be_are_refused(changes, words):

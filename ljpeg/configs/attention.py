@@ -33,7 +33,6 @@ _ATTENTION: dict[str, Any] = {
   "optimizer_config.prior_learning_rate_factor": 5.0,
   "optimizer_config.gradient_clip_norm": 10.0,
   "model_config.coefficients": "round",
-  "model_config.rounding": "ste",
   "model_config.search": "",
   "model_config.attention.backbone": "cnn",
 }

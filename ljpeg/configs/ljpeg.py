@@ -113,9 +113,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       # What coefficients become: "round", or "rdo": whole numbers that minimise bits + rd_lambda *
       # squared error jointly over a block (a trellis), in training and in files.
       coefficients="rdo",
-      # How gradients pass that choice. "exact" (for tables, not for networks): coefficients are
-      # held constant, the derivative of a minimum; codec.py says where not. "ste": straight
-      # through; "cubic": 3 (z - round z)^2.
+      # How gradients pass that choice. "exact": for tables, coefficients are held constant, the
+      # derivative of a minimum; networks see what lies at a threshold (codec.py has the details).
+      # "ste": straight through; "cubic": 3 (z - round z)^2.
       rounding="exact",
       # What files hold: "", those coefficients; "fast", "default" or "best", those that a longer
       # search finds for the same loss and the file's own Huffman codes (ljpeg/rdo.py).

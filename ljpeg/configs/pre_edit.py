@@ -34,7 +34,6 @@ _PRE_EDIT: dict[str, Any] = {
   "model_config.tables.init": "standard",
   "model_config.tables.learned": False,
   "model_config.coefficients": "round",
-  "model_config.rounding": "ste",
   "model_config.search": "",
   # Of the first convolution, the residual units, the last convolution.
   "model_config.pre_edit.filters": (64, 64, 64, 64, 128, 128, 3),
