@@ -221,20 +221,34 @@ class Tables(tf.Module):
   The variable is the logarithm: steps are relative, alike for small and large entries.
 
   Attributes:
-    log_steps: [2, 64] in zigzag order.
+    log_steps: [2, 64] in zigzag order, divided by the learning rate factor.
   """
 
-  def __init__(self, initial: np.ndarray, trainable: bool = True):
-    """`initial`: [2, 64] in zigzag order, clipped to 1..255."""
+  def __init__(
+    self, initial: np.ndarray, trainable: bool = True, learning_rate_factor: float = 1.0
+  ):
+    """Makes the variable.
+
+    Args:
+      initial: [2, 64] in zigzag order, clipped to 1..255.
+      trainable: Whether they are learned.
+      learning_rate_factor: How much faster the logarithms move than other variables do.
+
+    Raises:
+      ValueError: The factor is not over 0.
+    """
     super().__init__(name="tables")
+    if not learning_rate_factor > 0:
+      raise ValueError(f"tables.learning_rate_factor must be over 0, not {learning_rate_factor}.")
+    self._factor = float(learning_rate_factor)
     steps = np.clip(np.asarray(initial, np.float64), 1, 255)
     self.log_steps = tf.Variable(
-      np.log(steps), dtype=tf.float32, trainable=trainable, name="log_steps"
+      np.log(steps) / self._factor, dtype=tf.float32, trainable=trainable, name="log_steps"
     )
 
   def __call__(self) -> tf.Tensor:
     """The integers, float32 [2, 64] in 1..255; gradients pass the rounding straight through."""
-    return round_ste(tf.exp(_within(self.log_steps, 0.0, math.log(255.0))))
+    return round_ste(tf.exp(_within(self._factor * self.log_steps, 0.0, math.log(255.0))))
 
   def integers(self) -> np.ndarray:
     """The same as uint8 [2, 64] in zigzag order."""

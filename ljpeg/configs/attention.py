@@ -29,8 +29,9 @@ _ATTENTION: dict[str, Any] = {
   "train_eval_config.num_steps": 1_500,
   "train_eval_config.checkpoint_every_steps": 250,
   "train_eval_config.eval_every_steps": 500,
-  "optimizer_config.learning_rate": 3e-3,
-  "optimizer_config.prior_learning_rate_factor": 5.0,
+  "optimizer_config.learning_rate": 1e-3,
+  "optimizer_config.prior_learning_rate_factor": 30.0,
+  "model_config.tables.learning_rate_factor": 30.0,
   "optimizer_config.gradient_clip_norm": 10.0,
   "model_config.coefficients": "round",
   "model_config.search": "",
@@ -38,7 +39,11 @@ _ATTENTION: dict[str, Any] = {
 }
 
 _VARIANTS: dict[str, dict[str, Any]] = {
-  "tiny": {**ljpeg.TINY, "model_config.attention.channels": 8},
+  "tiny": {
+    **ljpeg.TINY,
+    "optimizer_config.learning_rate": 1e-3,
+    "model_config.attention.channels": 8,
+  },
   "seed": {
     "model_config.loss": "weights",
     "model_config.total_weight_regularizer": 1.0,

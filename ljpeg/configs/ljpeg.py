@@ -109,6 +109,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         init="flat",  # Or "standard": the Independent JPEG Group's, of `quality`.
         quality=75,
         learned=True,
+        learning_rate_factor=1.0,  # How much faster than the networks they learn.
       ),
       # What coefficients become: "round", or "rdo": whole numbers that minimise bits + rd_lambda *
       # squared error jointly over a block (a trellis), in training and in files.
