@@ -40,6 +40,11 @@ DATA_CACHE_DIR = _path("NTC_DATA_CACHE_DIR", PROJECT_DIR / "data_cache")
 SHARED_DIR = _path("NTC_SHARED_DIR", PROJECT_DIR.parent / "shared")
 DATA_DIR = _path("NTC_DATA_DIR", SHARED_DIR / "data")
 
+# Weights of the metric LPIPS, made by `python -m common.lpips_weights`. Where this file is missing
+# and the variable is not set, those in SHARED_DIR are used, if any.
+LPIPS_WEIGHTS = _path("NTC_LPIPS_WEIGHTS", MODELS_DIR / "lpips_alex_v0.1.npz")
+LPIPS_WEIGHTS_IS_SET = bool(os.environ.get("NTC_LPIPS_WEIGHTS"))
+
 # Named data sets: a folder (searched recursively) or a glob. `sample` (photographs that ship
 # inside the requirements) and `sample_train` (generated) are built in, see common/data.py.
 DATASETS: dict[str, str] = {

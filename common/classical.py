@@ -361,8 +361,8 @@ def missing(name: str) -> Optional[str]:
   return None
 
 
-def measure(codec: Codec, name: str, image: np.ndarray) -> results.EvalRecord:
-  """Compresses and decompresses one picture, uint8 [H, W, 3]."""
+def measure(codec: Codec, name: str, image: np.ndarray, lpips: bool = True) -> results.EvalRecord:
+  """Compresses and decompresses one picture, uint8 [H, W, 3]; `lpips` where there are weights."""
   start = time.perf_counter()
   file = codec.compress(image)
   encoded = time.perf_counter()
@@ -377,12 +377,12 @@ def measure(codec: Codec, name: str, image: np.ndarray) -> results.EvalRecord:
     bpp_estimated=None,
     seconds_encode=encoded - start,
     seconds_decode=end - encoded,
-    **metrics.measure(image, decoded),
+    **metrics.measure(image, decoded, lpips),
   )
 
 
 def evaluate(
-  name: str, qualities: Sequence[int], images: Images, jobs: int = 1
+  name: str, qualities: Sequence[int], images: Images, jobs: int = 1, lpips: bool = True
 ) -> list[results.ResultFile]:
   """Measures a codec on all pictures.
 
@@ -392,6 +392,7 @@ def evaluate(
     images: The data set; each picture is loaded once, and at most `jobs` are in memory.
     jobs: Pictures at work at the same time. More than one makes it faster, and the seconds
       that are recorded a little longer.
+    lpips: Whether to measure LPIPS, where there are weights.
 
   Raises:
     ClassicalError: See `make`; or a picture is too large for the format.
@@ -404,7 +405,7 @@ def evaluate(
 
   def measure_image(index: int) -> list[results.EvalRecord]:
     image_name, image = images[index]
-    return [measure(codec, image_name, image) for codec in codecs]
+    return [measure(codec, image_name, image, lpips) for codec in codecs]
 
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     tasks = [pool.submit(measure_image, index) for index in range(len(images))]
@@ -491,6 +492,9 @@ def _define(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_bool(
     "skip_existing", True, "Leave out what is measured already.", flag_values=values
   )
+  absl_flags.DEFINE_bool(
+    "lpips", True, "Measure LPIPS too, where there are weights.", flag_values=values
+  )
 
 
 def _qualities(given: Optional[Sequence[str]]) -> Optional[list[int]]:
@@ -543,7 +547,7 @@ def run(argv: Sequence[str]) -> None:
       print(f"{name}: {there} of {len(qualities)} qualities are there already.")
     if not todo:
       continue
-    for result in evaluate(name, todo, images, jobs):
+    for result in evaluate(name, todo, images, jobs, values.lpips):
       path = results.write(values.results_dir, result)
       print(f"{_summary(result)}  {path.name}")
 
@@ -553,6 +557,8 @@ def _summary(result: results.ResultFile) -> str:
   parts = [f"{result.run['xid']:>14} q={result.run['wid']:<3} {bpp:7.4f} bpp"]
   parts.append("  lossless" if psnr is None else f"{psnr:7.3f} dB")
   parts.append("" if msssim is None else f"MS-SSIM {msssim:.5f}")
+  lpips = result.mean("lpips")
+  parts.append("" if lpips is None else f"LPIPS {lpips:.4f}")
   return "  ".join(parts)
 
 

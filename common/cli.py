@@ -321,6 +321,7 @@ def _define_eval_flags(values: absl_flags.FlagValues) -> None:
   text("step", None, "Evaluate this checkpoint, or 'best'; default the newest.", flag_values=values)
   text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
   boolean("skip_existing", True, "Leave existing results of the same pictures.", flag_values=values)
+  boolean("lpips", True, "Measure LPIPS too, where there are weights.", flag_values=values)
   text("save_dir", None, "Write decoded pictures and files here.", flag_values=values)
   text("job_dir", None, "Where a launcher reads this job's state.", flag_values=values)
   boolean(
@@ -448,6 +449,7 @@ def _evaluate(
       job_dir=job_dir,
       profile=values.profile,
       profile_size=profile_size,
+      lpips=values.lpips,
     )
   except KeyboardInterrupt:
     if job_dir is not None:

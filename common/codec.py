@@ -6,13 +6,16 @@ Images at the interface are uint8 [H, W, 3]; inside, batches are float32 [B, H, 
 import abc
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from common.bitstream import FINGERPRINT_BYTES
 from common.profiling import Stage
+
+if TYPE_CHECKING:
+  from common.rd import RDTerms
 
 
 class NotPreparedError(RuntimeError):
@@ -68,7 +71,13 @@ class Coded(NamedTuple):
 
 
 class Codec(abc.ABC):
-  """Turns a picture into bytes, and those bytes alone back into a picture."""
+  """Turns a picture into bytes, and those bytes alone back into a picture.
+
+  Attributes:
+    file_suffix: What its files are called.
+  """
+
+  file_suffix: str = ".ntc"
 
   @abc.abstractmethod
   def compress(self, image: np.ndarray) -> bytes:
@@ -96,7 +105,13 @@ class TrainableCodec(Codec, tf.Module):
 
   A subclass gives the abstract methods; `common.rd` combines them, `compress` and `decompress`
   follow.
+
+  Attributes:
+    decoder_tolerance: Mean absolute difference, 0..255, that is allowed between the decoded picture
+      and the encoder's own reconstruction: more than 0 where the decoder is not ours.
   """
+
+  decoder_tolerance: float = 0.0
 
   @property
   @abc.abstractmethod
@@ -200,6 +215,23 @@ class TrainableCodec(Codec, tf.Module):
     """The trainable variables of the entropy model: they may get a learning rate of their own."""
     return ()
 
+  def objective(
+    self, x: tf.Tensor, rd_lambda: tf.Tensor, quantizer: Quantizer, seed: Optional[tf.Tensor] = None
+  ) -> "RDTerms":
+    """What training minimises; `rd.rd_terms` unless a codec has terms of its own.
+
+    Args:
+      x: [B, H, W, 3] float32 in 0..255.
+      rd_lambda: Of the loss.
+      quantizer: Of the training, or rounding in a validation.
+      seed: int32 [2], (seed, step) of a training step, which alone determines what is drawn; None
+        in a validation.
+    """
+    del seed
+    from common import rd  # Lazy: rd imports this module.
+
+    return rd.rd_terms(self, x, rd_lambda, quantizer)
+
   calibration_images = 1  # How many crops `calibrate` wants at least.
 
   def calibrate(self, x: tf.Tensor) -> None:
@@ -236,12 +268,16 @@ class TrainableCodec(Codec, tf.Module):
       graphs.functions[method] = call
     return graphs.functions[method]
 
-  def compress(self, image: np.ndarray) -> bytes:
-    """See `Codec.compress`: `pack(infer(pad(image)))`."""
+  def latents_of(self, image: np.ndarray) -> Latents:
+    """What `compress` packs for a picture, uint8 [H, W, 3]: `infer(pad(image))`, unless an encoder
+    searches further."""
     from common import rd  # Lazy: rd imports this module.
 
-    x = rd.to_batch(image)
-    return self.pack(rd.infer(self, x), (image.shape[0], image.shape[1]))
+    return rd.infer(self, rd.to_batch(image))
+
+  def compress(self, image: np.ndarray) -> bytes:
+    """See `Codec.compress`: `pack(latents_of(image))`."""
+    return self.pack(self.latents_of(image), (image.shape[0], image.shape[1]))
 
   def decompress(self, data: bytes) -> np.ndarray:
     """See `Codec.decompress`."""

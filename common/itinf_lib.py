@@ -4,7 +4,7 @@ Starts at the encoder's output, ends in real bitstreams of the same decoder. Ima
 in batches through one compiled step; a restart skips the images that are finished.
 
     itinf_xms/<xid>/wid=<N>-<runname>/images/<image>/
-      metrics.jsonl  latents.npz  image.ntc  reconstruction.png  record.json
+      metrics.jsonl  latents.npz  image.ntc (or .jpg)  reconstruction.png  record.json
 """
 
 import hashlib
@@ -438,7 +438,7 @@ def _finish(
   with (folder / ".latents.npz.tmp").open("wb") as f:
     np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})
   (folder / ".latents.npz.tmp").replace(folder / "latents.npz")
-  runs.atomic_write(folder / "image.ntc", data_bytes)
+  runs.atomic_write(folder / f"image{codec.file_suffix}", data_bytes)
   Image.fromarray(decoded).save(folder / "reconstruction.png")
   runs.write_json(folder / "facts.json", facts)
   runs.write_json(folder / "record.json", results.as_dict(record))  # Last: the end mark.

@@ -3,7 +3,8 @@
 pad -> infer -> code -> synthesize -> unpad -> rate, distortion, loss
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -19,12 +20,14 @@ class RDTerms(NamedTuple):
     bpp: [B] bits per pixel of the unpadded image.
     mse: [B] mean squared error on the 0..255 scale, not rounded.
     x_hat: [B, H, W, 3] float32 reconstruction, not rounded.
+    parts: Further scalars that are logged by name: what else the loss is made of.
   """
 
   loss: tf.Tensor
   bpp: tf.Tensor
   mse: tf.Tensor
   x_hat: tf.Tensor
+  parts: Optional[Mapping[str, tf.Tensor]] = None
 
 
 def to_batch(image: np.ndarray) -> tf.Tensor:

@@ -105,8 +105,9 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
     crops, rows = distribution.share(crops)
     x = tf.cast(crops, tf.float32)
     with tf.GradientTape() as tape:
-      quantizer = make_quantizer(seed=tf.stack([seed, step]), rows=rows)
-      terms = rd.rd_terms(state.codec, x, rd_lambda, quantizer)
+      drawn = tf.stack([seed, step])
+      quantizer = make_quantizer(seed=drawn, rows=rows)
+      terms = state.codec.objective(x, rd_lambda, quantizer, seed=drawn)
     flat = [v for group in state.groups for v in group]
     gradients = distribution.mean(tape.gradient(terms.loss, flat))
     gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
@@ -117,8 +118,14 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
         skip_gradients_aggregation=True,  # `mean` did that, before the norm was taken.
       )
       begin += len(variables)
-    means = distribution.mean([terms.loss, tf.reduce_mean(terms.bpp), tf.reduce_mean(terms.mse)])
-    return {**dict(zip(("loss", "bpp", "mse"), means)), "gradient_norm": norm}
+    scalars = {
+      "loss": terms.loss,
+      "bpp": tf.reduce_mean(terms.bpp),
+      "mse": tf.reduce_mean(terms.mse),
+      **(terms.parts or {}),
+    }
+    means = distribution.mean(list(scalars.values()))
+    return {**dict(zip(scalars, means)), "gradient_norm": norm}
 
   @tf.function
   def train_step(crops, step, learning_rate, rd_lambda):
@@ -408,9 +415,8 @@ class _Validation:
 
     @tf.function
     def terms(crops):
-      return rd.rd_terms(
-        codec, tf.cast(crops, tf.float32), float(config.model_config.rd_lambda), quantizer
-      )
+      rd_lambda = float(config.model_config.rd_lambda)
+      return codec.objective(tf.cast(crops, tf.float32), rd_lambda, quantizer)
 
     self._terms = terms
 
@@ -423,17 +429,19 @@ class _Validation:
     self._codec.prepare()
     bpp: list[float] = []
     mse: list[float] = []
+    losses: list[float] = []  # One a crop, as the others.
     pictures: Optional[tuple[np.ndarray, np.ndarray]] = None
     for crops in self._dataset:
       terms = self._terms(crops)
       bpp += terms.bpp.numpy().tolist()
       mse += terms.mse.numpy().tolist()
+      losses += [float(terms.loss)] * len(crops)
       if pictures is None:
         n = int(options.num_images_to_log)
         decoded = np.stack([rd.to_image(x) for x in terms.x_hat.numpy()[:n]]) if n else crops[:0]
         pictures = (crops.numpy()[:n], np.asarray(decoded))
     values = {
-      "loss": float(np.mean(bpp) + self._config.model_config.rd_lambda * np.mean(mse)),
+      "loss": float(np.mean(losses)),
       "bpp": float(np.mean(bpp)),
       "mse": float(np.mean(mse)),
       "psnr_db": float(np.mean([metrics.psnr_of_mse(max(m, 1e-10)) for m in mse])),

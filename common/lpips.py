@@ -1,0 +1,149 @@
+"""LPIPS, version 0.1 with AlexNet: how different two pictures look (Zhang et al. 2018).
+
+The weights are not part of this project: `python -m common.lpips_weights` makes their file from the
+packages `lpips` and `torchvision`. It is an .npz of conv1_kernel .. conv5_kernel (height, width,
+in, out), conv1_bias .. conv5_bias and lin0 .. lin4.
+"""
+
+import functools
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+import configs
+
+# Of the network's input, a picture in -1..1: shift and scale of R, G, B.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+# Kernel size, stride, zeros at each edge, and whether a 3x3 max-pooling of stride 2 comes before.
+LAYERS = ((11, 4, 2, False), (5, 1, 2, True), (3, 1, 1, True), (3, 1, 1, False), (3, 1, 1, False))
+CHANNELS = (64, 192, 384, 256, 256)
+
+# Both poolings need 3 samples: shorter sides have no LPIPS.
+MIN_SIDE = 31
+
+_EPSILON = 1e-10
+
+
+class LpipsError(RuntimeError):
+  """No weights, or a file that does not hold them; the message says how to make them."""
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+  """Name -> shape of the arrays in a weights file."""
+  found: dict[str, tuple[int, ...]] = {}
+  previous = 3
+  for i, ((size, *_), channels) in enumerate(zip(LAYERS, CHANNELS)):
+    found[f"conv{i + 1}_kernel"] = (size, size, previous, channels)
+    found[f"conv{i + 1}_bias"] = (channels,)
+    found[f"lin{i}"] = (channels,)
+    previous = channels
+  return found
+
+
+def check(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+  """The arrays that `shapes` names, float32.
+
+  Raises:
+    LpipsError: One is missing, of another shape, not finite, or a linear weight is negative.
+  """
+  checked = {}
+  for name, shape in shapes().items():
+    if name not in weights:
+      raise LpipsError(f"{where} holds no {name}: it is no file of LPIPS weights. {HOW}")
+    array = np.asarray(weights[name], np.float32)
+    if array.shape != shape:
+      raise LpipsError(f"{name} of {where} has shape {array.shape} instead of {shape}. {HOW}")
+    if not np.all(np.isfinite(array)) or (name.startswith("lin") and np.any(array < 0)):
+      raise LpipsError(f"{name} of {where} has impossible values. {HOW}")
+    checked[name] = array
+  return checked
+
+
+HOW = "Make the file with: python -m common.lpips_weights"
+
+
+def find() -> Optional[pathlib.Path]:
+  """The weights file, or None: `configs.LPIPS_WEIGHTS`, else that in `configs.SHARED_DIR`."""
+  shared = configs.SHARED_DIR / "weights" / "lpips_alex_v0.1.npz"
+  given = (configs.LPIPS_WEIGHTS, *(() if configs.LPIPS_WEIGHTS_IS_SET else (shared,)))
+  return next((path for path in given if path.is_file()), None)
+
+
+def load() -> dict[str, np.ndarray]:
+  """The weights of `find`, read once.
+
+  Raises:
+    LpipsError: There are none, or the file is damaged.
+  """
+  path = find()
+  if path is None:
+    raise LpipsError(
+      f"There are no LPIPS weights at {configs.LPIPS_WEIGHTS}. {HOW} (or set NTC_LPIPS_WEIGHTS)."
+    )
+  return _read(path)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    with np.load(path) as arrays:
+      return check(dict(arrays), str(path))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    raise LpipsError(f"{path} cannot be read ({e}). {HOW}") from e
+
+
+def features(x: tf.Tensor, weights: Mapping[str, np.ndarray]) -> list[tf.Tensor]:
+  """Outputs of AlexNet's five ReLUs. `x`: [B, H, W, 3] in 0..255, sides of MIN_SIDE or more."""
+  x = (x / 127.5 - 1.0 - tf.constant(SHIFT)) / tf.constant(SCALE)
+  outputs = []
+  for i, (_, stride, zeros, pools) in enumerate(LAYERS):
+    if pools:
+      x = tf.nn.max_pool2d(x, 3, 2, "VALID")
+    x = tf.pad(x, [[0, 0], [zeros, zeros], [zeros, zeros], [0, 0]])
+    x = tf.nn.conv2d(x, tf.constant(weights[f"conv{i + 1}_kernel"]), stride, "VALID")
+    x = tf.nn.relu(tf.nn.bias_add(x, tf.constant(weights[f"conv{i + 1}_bias"])))
+    outputs.append(x)
+  return outputs
+
+
+def distance(a: tf.Tensor, b: tf.Tensor, weights: Mapping[str, np.ndarray]) -> tf.Tensor:
+  """LPIPS of pairs of pictures, [B]; 0 for identical ones.
+
+  Args:
+    a: [B, H, W, 3] float32 in 0..255, H and W of MIN_SIDE or more.
+    b: The same shape.
+    weights: From `load`.
+  """
+  total = tf.zeros([tf.shape(a)[0]])
+  for i, (p, q) in enumerate(zip(features(a, weights), features(b, weights))):
+    squares = tf.math.squared_difference(_unit(p), _unit(q))
+    weighted = tf.tensordot(squares, tf.constant(weights[f"lin{i}"]), 1)
+    total += tf.reduce_mean(weighted, axis=[1, 2])
+  return total
+
+
+def _unit(x: tf.Tensor) -> tf.Tensor:
+  """Vectors over the channels, of length 1. The square root's gradient at 0 is kept finite."""
+  squares = tf.reduce_sum(tf.square(x), axis=-1, keepdims=True)
+  length = tf.sqrt(tf.maximum(squares, 1e-20))
+  return x / (length + _EPSILON)
+
+
+def of_images(a: np.ndarray, b: np.ndarray) -> Optional[float]:
+  """LPIPS of two uint8 pictures [H, W, 3]; None where a side is under MIN_SIDE pixels.
+
+  Raises:
+    LpipsError: There are no weights.
+  """
+  if min(a.shape[:2]) < MIN_SIDE:
+    return None
+  weights = load()
+  with tf.device("CPU:0"):
+    x, y = (tf.constant(image[None], tf.float32) for image in (a, b))
+    return float(distance(x, y, weights)[0])
