@@ -389,7 +389,7 @@ def _compress(argv: list[str]) -> int:
     codec = _load_artefact(args.model, encoder=True)
   if args.rate is not None:
     try:
-      codec.rate = args.rate
+      codec.rate_index = args.rate
     except ValueError as e:
       raise flags.UsageError(f"--rate={args.rate}: {e}") from e
   return _each(pairs, lambda source, target: _compress_one(codec, source, target, args))

@@ -86,7 +86,7 @@ def main() -> None:
   labels = {
     "search": f"search, {codec.num_rates} lambdas",
     "cpu": "the same, processor seconds of all threads",
-    "encode": f"compress, lambda {codec.coder.settings[codec.rate]:g}, {len(file)} bytes",
+    "encode": f"compress, lambda {codec.coder.settings[codec.rate_index]:g}, {len(file)} bytes",
     "decode": "decompress",
   }
   for key, label in labels.items():

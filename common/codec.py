@@ -175,15 +175,15 @@ class TrainableCodec(Codec, tf.Module):
     return 1
 
   @property
-  def rate(self) -> int:
+  def rate_index(self) -> int:
     """Of the files that `pack` writes: 0 to num_rates - 1. Decoding needs none.
 
     Setting it raises ValueError where there is no such rate.
     """
     return 0
 
-  @rate.setter
-  def rate(self, value: int) -> None:
+  @rate_index.setter
+  def rate_index(self, value: int) -> None:
     if value != 0:
       raise ValueError(f"There is no rate {value}: this model codes at one rate, 0.")
 

@@ -36,7 +36,7 @@ class GaussianVAE(TrainableCodec):
   """Analysis to means and log variances, a prior a channel, synthesis.
 
   Files need a quantizer besides the weights, which comes from calibration pictures
-  (`use_coding`); it codes at several rates, of which `rate` chooses one.
+  (`use_coding`); it codes at several rates, of which `rate_index` chooses one.
 
   Attributes:
     analysis: [B, H, W, 3] in -0.5..0.5 to [B, H/s, W/s, 2C]: means, then log variances.
@@ -164,12 +164,12 @@ class GaussianVAE(TrainableCodec):
     return self.coder.num_rates
 
   @property
-  def rate(self) -> int:
-    """See `TrainableCodec.rate`."""
+  def rate_index(self) -> int:
+    """See `TrainableCodec.rate_index`."""
     return self.coder.default_rate if self._rate is None else self._rate
 
-  @rate.setter
-  def rate(self, value: int) -> None:
+  @rate_index.setter
+  def rate_index(self, value: int) -> None:
     if not 0 <= value < self.num_rates:
       raise ValueError(f"There is no rate {value}: this model has 0 to {self.num_rates - 1}.")
     self._rate = value
@@ -188,15 +188,15 @@ class GaussianVAE(TrainableCodec):
 
   def symbols(self, latents: Latents) -> np.ndarray:
     """The indices of the code points for the latents of a batch: int32 [B, h, w, C]."""
-    return self.coder.quantize(*posterior(latents), self.rate)
+    return self.coder.quantize(*posterior(latents), self.rate_index)
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`."""
-    return {"y": tf.constant(self.coder.values(self.symbols(latents), self.rate))}
+    return {"y": tf.constant(self.coder.values(self.symbols(latents), self.rate_index))}
 
   def ideal_bits(self, latents: Latents) -> float:
     """See `TrainableCodec.ideal_bits`: by the tables, not by the divergence that was trained."""
-    return self.coder.bits(self.symbols(latents), self.rate)
+    return self.coder.bits(self.symbols(latents), self.rate_index)
 
   def symbols_of_all_rates(self, latents: Latents) -> list[np.ndarray]:
     """`symbols` at every rate, for little more than the cost of a few."""
@@ -204,7 +204,7 @@ class GaussianVAE(TrainableCodec):
 
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
     """See `TrainableCodec.pack`."""
-    return self.pack_symbols(self.symbols(latents), self.rate, size)
+    return self.pack_symbols(self.symbols(latents), self.rate_index, size)
 
   def pack_symbols(self, symbols: np.ndarray, rate: int, size: tuple[int, int]) -> bytes:
     """A file of code points. Its section: number of the rate (varint), the range coder's bytes."""
@@ -220,7 +220,7 @@ class GaussianVAE(TrainableCodec):
     )
 
   def unpack(self, data: bytes) -> tuple[dict[str, tf.Tensor], tuple[int, int]]:
-    """See `TrainableCodec.unpack`; the rate is the file's, whatever `rate` is."""
+    """See `TrainableCodec.unpack`; the rate is the file's, whatever `rate_index` is."""
     stream = bitstream.read(data)
     bitstream.check_model(stream, FAMILY, self.fingerprint)
     if len(stream.sections) != 1:

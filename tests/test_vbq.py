@@ -402,7 +402,7 @@ def _evaluate(run, calibration, dataset, folder, *more):
 def _codec(run, rate=None):
   codec, _ = eval_lib.load_codec(run, build)
   if rate is not None:
-    codec.rate = rate
+    codec.rate_index = rate
   return codec
 
 
@@ -439,7 +439,7 @@ def test_results_are_one_curve_a_method_of_real_bytes(run, evaluated, odd_pictur
   for result in found:
     if result.config["quantizer"]["method"] != "vbq":
       continue
-    codec.rate = codec.coder.settings.tolist().index(result.config["quantizer"]["setting"])
+    codec.rate_index = codec.coder.settings.tolist().index(result.config["quantizer"]["setting"])
     for (name, image), record in zip(dataset, result.records):
       assert record.image == name and record.num_bytes == len(codec.compress(image))
 
@@ -517,7 +517,7 @@ def test_a_smaller_lambda_is_nearer_and_larger_and_the_decoder_needs_no_rate(run
   decoder = _codec(run, 0)
   sizes, errors = [], []
   for rate in (0, 8, 15):
-    codec.rate = rate
+    codec.rate_index = rate
     file = codec.compress(image)
     decoded = decoder.decompress(file)
     latents = rd.infer(codec, rd.to_batch(image))
@@ -532,10 +532,10 @@ def test_a_smaller_lambda_is_nearer_and_larger_and_the_decoder_needs_no_rate(run
 
 def test_rates_are_checked(run, evaluated):
   codec = _codec(run)
-  assert codec.num_rates == 16 and codec.coder.settings[codec.rate] == 0.5
+  assert codec.num_rates == 16 and codec.coder.settings[codec.rate_index] == 0.5
   for rate in (-1, 16):
     with pytest.raises(ValueError, match="0 to 15"):
-      codec.rate = rate
+      codec.rate_index = rate
 
 
 def test_forged_files_are_refused(run, evaluated):
