@@ -6,7 +6,8 @@ usage:
                    [--args '--skip_existing=false'] [--jobs N] [--dry_run]
 
 The evaluation's state and log go to <run>/eval-<dataset>/; results to json_results/<dataset>/.
-Runs that cannot be evaluated are shown as FAILED, and do not hold up the others.
+Runs that cannot be evaluated are shown as FAILED, and do not hold up the others. Experiments whose
+name starts with `_` are left out, unless the glob names them.
 """
 
 import shlex
@@ -61,7 +62,8 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
-  jobs = make_jobs(runs.find_runs(values.workdirs), dataset, args, project_dir, values.use_snapshot)
+  found = not_put_aside(values.workdirs)
+  jobs = make_jobs(found, dataset, args, project_dir, values.use_snapshot)
   launchers.check_dataset(dataset, project_dir)
   if values.dry_run:
     print("\n".join(shlex.join(job.argv) for job in jobs))
@@ -72,6 +74,25 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
     raise launchers.LaunchError(f"Being evaluated already: {', '.join(busy)}. Wait for it.")
   launchers.prepare(jobs, afresh=True)
   return launch.run_jobs(executor, jobs, shlex.join(["./launch_eval.py", *argv]))
+
+
+def not_put_aside(pattern: str) -> list[runs.RunDir]:
+  """The runs of a glob, without those of experiments whose name starts with `_`.
+
+  Raises:
+    runs.RunError: Nothing matches.
+    launchers.LaunchError: All of them are put aside.
+  """
+  found = runs.find_runs(pattern)
+  kept = [
+    r for r in found if not r.path.parent.name.startswith("_") or r.path.parent.name in pattern
+  ]
+  if not kept:
+    raise launchers.LaunchError(
+      f"All runs that match {pattern!r} are of experiments whose name starts with '_', which are "
+      f"left out: name one, for example --workdirs '{found[0].path.parent}/wid=*'."
+    )
+  return kept
 
 
 def make_jobs(

@@ -207,7 +207,7 @@ def test_estimated_bits_are_within_four_percent_of_the_scan(step):
     w.numpy()[0][..., dct.NATURAL].astype(np.int16).reshape(*w.shape[1:3], 8, 8) for w in whole
   ]
   table = np.full([8, 8], int(step))
-  real = jpeg_file.plan(natural, [table, table], image.shape[:2]).scan_bits
+  real = jpeg_file.plan(natural, [table, table], image.shape[:2]).scan_bits()
   assert abs(estimate / real - 1) < 0.04
 
 
