@@ -27,7 +27,7 @@ from common import bd, classical, data, libjpeg, metrics, results, runs
 from ljpeg import jpeg_file, rdo, tables
 
 LEVELS = (4.0, 6.0, 9.0, 13.0, 19.0, 28.0, 42.0, 62.0, 92.0)
-FEW_LEVELS = (5.0, 9.0, 16.0, 30.0, 54.0, 92.0)
+FEW_LEVELS = (5.0, 10.0, 20.0, 40.0, 80.0)
 
 
 def own(subsampling: str, effort: rdo.Effort) -> Callable[[np.ndarray, float], bytes]:
@@ -109,6 +109,7 @@ ROWS = {
   "own420": ("ours: tuned tables, own search, 4:2:0", own("4:2:0", rdo.DEFAULT), LEVELS),
   "best444": ("ours: tuned tables, own search (best), 4:4:4", own("4:4:4", rdo.BEST), LEVELS),
   "best420": ("ours: tuned tables, own search (best), 4:2:0", own("4:2:0", rdo.BEST), LEVELS),
+  "few420": ("ours: own search (best), 4:2:0, few levels", own("4:2:0", rdo.BEST), FEW_LEVELS),
   "itinf444": ("ours: itinf (tables of each picture), 4:4:4", itinf("4:4:4"), FEW_LEVELS),
   "itinf420": ("ours: itinf (tables of each picture), 4:2:0", itinf("4:2:0"), FEW_LEVELS),
 }  # fmt: skip

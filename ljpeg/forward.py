@@ -70,7 +70,7 @@ def dct(plane: np.ndarray) -> np.ndarray:
   rows, cols = plane.shape[0] // 8, plane.shape[1] // 8
   basis = DCT.astype(plane.dtype)
   vertical = basis @ plane.reshape(rows, 8, 8 * cols)  # [rows, 8, 8 cols]
-  both = vertical.reshape(rows, 8, cols, 8) @ basis.T
+  both = (vertical.reshape(-1, 8) @ basis.T).reshape(rows, 8, cols, 8)
   return np.ascontiguousarray(both.transpose(0, 2, 1, 3))
 
 
@@ -78,8 +78,9 @@ def idct(blocks: np.ndarray) -> np.ndarray:
   """The inverse of `dct`: [rows, cols, 8, 8] -> [8 rows, 8 cols]."""
   rows, cols = blocks.shape[:2]
   basis = DCT.astype(blocks.dtype)
-  pixels = basis.T @ blocks @ basis
-  return pixels.transpose(0, 2, 1, 3).reshape(8 * rows, 8 * cols)
+  horizontal = (blocks.reshape(-1, 8) @ basis).reshape(rows, cols, 8, 8)
+  vertical = basis.T @ horizontal.transpose(0, 2, 1, 3).reshape(rows, 8, 8 * cols)
+  return vertical.reshape(8 * rows, 8 * cols)
 
 
 def coefficients(image: np.ndarray, subsampling: str = "4:4:4") -> list[np.ndarray]:

@@ -40,18 +40,21 @@ class Effort:
     passes: Within a round, how often the Huffman codes are estimated and the AC search is run.
     window: How many candidates in a row the AC search may set to zero amid a block (all of a
       block's beginning or end it may always); 64: no limit.
-    dc: Whether the DC coefficients are searched too.
+    dc: Whether the DC coefficients are searched too, in the last pass.
+    check_blocks: Of pictures with no more blocks of luma, the result is compared with that of plain
+      rounding. The search's codes are estimates: in small pictures they may be far off.
   """
 
   rounds: int = 2
   passes: int = 2
   window: int = 64
   dc: bool = True
+  check_blocks: int = 1024
 
 
-FAST = Effort(rounds=1, passes=1, window=6)
+FAST = Effort(rounds=1, passes=1, window=6, check_blocks=0)
 DEFAULT = Effort(rounds=1, passes=2, window=12)
-BEST = Effort(rounds=3, passes=2, window=64)
+BEST = Effort(rounds=3, passes=2, window=64, check_blocks=10**9)
 EFFORTS = {"fast": FAST, "default": DEFAULT, "best": BEST}
 
 
@@ -210,7 +213,7 @@ class AcSearch:
 
 
 def search_dc(
-  target: np.ndarray, weight: float, lambda_: float, bits: np.ndarray, stretch: int = 64
+  target: np.ndarray, weight: float, lambda_: float, bits: np.ndarray, stretch: int = 32
 ) -> np.ndarray:
   """DC coefficients for a chain of blocks, int64 [n].
 
@@ -296,12 +299,15 @@ class Source(NamedTuple):
   Attributes:
     full: Y, Cb and Cr at full resolution, float32 [n, 64] each: blocks row by row, zigzag order; of
       a grey picture one.
+    aims: What each component's coefficients should be if the others had no error: `full`, but for
+      chroma of 4:2:0 the least squares at half resolution.
     shape: (rows, cols) of these blocks.
     size: (height, width) in pixels.
     subsampling: Of the file.
   """
 
   full: tuple[np.ndarray, ...]
+  aims: tuple[np.ndarray, ...]
   shape: tuple[int, int]
   size: tuple[int, int]
   subsampling: str
@@ -328,8 +334,18 @@ def source(image: np.ndarray, subsampling: str = "4:4:4") -> Source:
   subsampling = subsampling if len(blocks) > 1 else "4:4:4"
   jpeg_file.grid(size, subsampling, 1)  # Checks the name.
   full = tuple(b.reshape(-1, 64)[:, _ZIGZAG] for b in blocks)
-  rows, cols = blocks[0].shape[:2]
-  return Source(full, (rows, cols), size, subsampling)
+  shape = (blocks[0].shape[0], blocks[0].shape[1])
+  aims = full
+  if subsampling == "4:2:0":
+    aims = (full[0], *(_halved(f, shape, jpeg_file.grid(size, subsampling, 1)) for f in full[1:]))
+  return Source(full, aims, shape, size, subsampling)
+
+
+def _halved(full: np.ndarray, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+  """Coefficients of half resolution, [rows * cols, 64], closest to those of full resolution."""
+  plane = _downsample(_plane(full, shape))
+  more = ((0, 8 * grid[0] - plane.shape[0]), (0, 8 * grid[1] - plane.shape[1]))
+  return forward.dct(np.pad(plane, more, "edge")).reshape(-1, 64)[:, _ZIGZAG]
 
 
 class Result(NamedTuple):
@@ -390,6 +406,8 @@ class _State:
 
   def target(self, component: int) -> np.ndarray:
     """What a component's coefficients should be, given the errors of the others: [n, 64]."""
+    if all(e is None for i, e in enumerate(self.errors) if i != component):
+      return self.source.aims[component]
     full = self.source.full[component]
     for other, error in enumerate(self.errors):
       if other != component and error is not None:
@@ -397,10 +415,7 @@ class _State:
         full = full - np.float32(share) * error
     if not self.half(component):
       return full
-    plane = _downsample(_plane(full, self.source.shape))
-    rows, cols = self.grid(component)
-    more = ((0, 8 * rows - plane.shape[0]), (0, 8 * cols - plane.shape[1]))
-    return forward.dct(np.pad(plane, more, "edge")).reshape(-1, 64)[:, _ZIGZAG]
+    return _halved(full, self.source.shape, self.grid(component))
 
   def set(self, component: int, blocks: np.ndarray) -> None:
     self.blocks[component] = blocks
@@ -453,7 +468,7 @@ def _upsample(plane: np.ndarray) -> np.ndarray:
 def _downsample(plane: np.ndarray) -> np.ndarray:
   """The samples from which `_upsample` comes closest to a plane [2h, 2w], in squares: [h, w]."""
   for axis in (0, 1):
-    plane = np.moveaxis(plane, axis, 0)
+    plane = np.ascontiguousarray(np.moveaxis(plane, axis, 0))
     even, odd = plane[::2], plane[1::2]
     right = 0.75 * (even + odd)
     right[:-1] += 0.25 * even[1:]
@@ -483,6 +498,9 @@ def _solve_normal(right: np.ndarray) -> np.ndarray:
   return solved
 
 
+# Blocks that are searched together: their arrays fit the processor's cache.
+_CHUNK = 4096
+
 # Magnitudes under this share of a step start as zero; a first guess of what the search will find.
 _DEAD_ZONE = 0.64
 
@@ -490,8 +508,7 @@ _DEAD_ZONE = 0.64
 def plain(source: Source, tables: Sequence[np.ndarray]) -> Result:
   """Divides and rounds, as simple encoders do."""
   state = _State(source, tables)
-  targets = [state.target(i) for i in range(state.number)]
-  for i, target in enumerate(targets):
+  for i, target in enumerate(source.aims):
     state.set(i, _clipped(np.rint(target / state.table(i))))
   return state.result()
 
@@ -521,7 +538,8 @@ def optimise(
     start: What an earlier search found, perhaps with other tables; then the search goes on there.
 
   Returns:
-    Never more error + lambda_ * bits than plain rounding has (with FAST, that is not checked).
+    Never more error + lambda_ * bits than plain rounding has, where `effort.check_blocks` says so
+    and there is no start.
   """
   if not lambda_ > 0:
     raise ValueError(f"lambda_ must be over 0, not {lambda_}.")
@@ -534,7 +552,7 @@ def optimise(
     for group in groups:
       _search_group(state, group, lambda_, effort, fresh=number == 0 and start is None)
   result = state.result()
-  if effort is not FAST:
+  if len(source.full[0]) <= effort.check_blocks and start is None:
     simple = plain(source, tables)
     if simple.cost(lambda_) < result.cost(lambda_):
       return simple
@@ -547,7 +565,11 @@ def _search_group(
   """Searches the components that share a Huffman code."""
   targets = {i: state.target(i) for i in group}
   searches = {
-    i: AcSearch(target, state.table(i), state.weights[i], lambda_) for i, target in targets.items()
+    i: [
+      AcSearch(target[k : k + _CHUNK], state.table(i), state.weights[i], lambda_)
+      for k in range(0, len(target), _CHUNK)
+    ]
+    for i, target in targets.items()
   }
   found = {i: state.blocks[i] for i in group}
   if fresh:
@@ -556,15 +578,15 @@ def _search_group(
       guess = _clipped(np.rint(scaled))
       guess[:, 1:][np.abs(scaled[:, 1:]) < _DEAD_ZONE] = 0
       found[i] = guess
-  for _ in range(effort.passes):
+  for number in range(effort.passes):
     histograms = [jpeg_file.symbols(found[i][state.order(i)]).histograms() for i in group]
     dc, ac = np.sum(histograms, axis=0)
     known = rates(dc, ac)
     for i in group:
-      blocks = searches[i].solve(known, effort.window)
+      blocks = np.concatenate([s.solve(known, effort.window) for s in searches[i]])
       step = float(state.table(i)[0])
       scaled = targets[i][:, 0] / step
-      if effort.dc:
+      if effort.dc and number == effort.passes - 1:
         order = state.order(i)
         weight = float(state.weights[i][0]) * step**2
         blocks[order, 0] = search_dc(scaled[order], weight, lambda_, known.dc)

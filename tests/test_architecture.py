@@ -20,7 +20,7 @@ ROOMS = {
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}
 FAMILIES = sorted(p.parent.name for p in ROOT.glob("*/codec.py") if p.parent.name != "common")
-ENTRY_POINTS = ("train", "eval", "itinf", "vbq_eval", "compress")
+ENTRY_POINTS = ("train", "eval", "itinf", "vbq_eval", "compress", "pillow_eval")
 
 
 def _modules():

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 import configs
-from common import libjpeg, metrics
-from ljpeg import compress, forward, huffman, jpeg_file, rdo, tables
+from common import data, libjpeg, metrics, results
+from ljpeg import compress, forward, huffman, jpeg_file, pillow_eval, rdo, tables
 from tests.conftest import picture
 
 FLAT = np.full((8, 8), 20)
@@ -623,6 +623,32 @@ def test_the_command_writes_a_file_and_says_what_is_wrong(tmp_path, capsys):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jpg", "p.png", "tables.json"]
 
 
-def test_the_command_starts_without_tensorflow():
-  program = "import sys; from ljpeg import compress; assert 'tensorflow' not in sys.modules"
+def test_pillow_as_a_run_of_the_family(tmp_path, pictures, capsys):
+  argv = ["--config", "ljpeg/configs/pillow.py:tiny", "--dataset", str(pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+  assert pillow_eval.main(argv) == 0
+  (curve,) = results.curves(map(results.read, tmp_path.glob("**/*.json")))
+  assert (curve.group, len(curve.bpp)) == ("ljpeg-pillow-444", 3)
+  assert sorted(curve.psnr_db) == list(curve.psnr_db)
+  name, image = data.load_eval_images(str(pictures))[0]
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "JPEG", quality=50, subsampling="4:4:4")
+  (middle,) = tmp_path.glob("**/*wid=50.json")
+  record = results.read(middle).records[0]
+  assert (record.image, record.num_bytes) == (name, len(file.getvalue()))
+  capsys.readouterr()
+  assert pillow_eval.main(argv) == 0
+  assert capsys.readouterr().out.count("there already") == 3
+  for more, words in (
+    (["--config.model_config.optimize=True", "--config.model_config.subsampling=4:1:1"], "4:4:4"),
+    (["--config.model_config.quality=300"], "quality"),
+  ):
+    assert pillow_eval.main([*argv, *more]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_commands_start_without_tensorflow():
+  program = (
+    "import sys; from ljpeg import compress, pillow_eval; assert 'tensorflow' not in sys.modules"
+  )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
