@@ -9,7 +9,8 @@ usage:
 On Slurm the evaluations are one job array, an experiment of its own in SLURM_DIR/<xid>/ with a
 snapshot of the source, so `./launch.py status|rerun|cancel <xid>` work on it.
 The evaluation's state and log go to <run>/eval-<dataset>/; results to json_results/<dataset>/.
-Runs that cannot be evaluated are shown as FAILED, and do not hold up the others.
+Runs that cannot be evaluated are shown as FAILED, and do not hold up the others. Experiments whose
+name starts with `_` are left out, unless the glob names them.
 """
 
 import shlex
@@ -69,7 +70,7 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
-  found = runs.find_runs(values.workdirs)
+  found = not_put_aside(values.workdirs)
   jobs = make_jobs(found, dataset, args, project_dir, values.use_snapshot)
   launchers.check_dataset(dataset, project_dir)
   if values.dry_run:
@@ -111,6 +112,25 @@ def _submit(
     return launchers.prepare(jobs, afresh=True)
 
   return launch.launch_new(executor, create, prepare)
+
+
+def not_put_aside(pattern: str) -> list[runs.RunDir]:
+  """The runs of a glob, without those of experiments whose name starts with `_`.
+
+  Raises:
+    runs.RunError: Nothing matches.
+    launchers.LaunchError: All of them are put aside.
+  """
+  found = runs.find_runs(pattern)
+  kept = [
+    r for r in found if not r.path.parent.name.startswith("_") or r.path.parent.name in pattern
+  ]
+  if not kept:
+    raise launchers.LaunchError(
+      f"All runs that match {pattern!r} are of experiments whose name starts with '_', which are "
+      f"left out: name one, for example --workdirs '{found[0].path.parent}/wid=*'."
+    )
+  return kept
 
 
 def make_jobs(

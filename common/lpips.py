@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 import configs
+from common import metrics
+from common.metrics import HOW_LPIPS_WEIGHTS as HOW
 
 # Of the network's input, a picture in -1..1: shift and scale of R, G, B.
 SHIFT = (-0.030, -0.088, -0.188)
@@ -65,23 +67,13 @@ def check(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray
   return checked
 
 
-HOW = "Make the file with: python -m common.lpips_weights"
-
-
-def find() -> Optional[pathlib.Path]:
-  """The weights file, or None: `configs.LPIPS_WEIGHTS`, else that in `configs.SHARED_DIR`."""
-  shared = configs.SHARED_DIR / "weights" / "lpips_alex_v0.1.npz"
-  given = (configs.LPIPS_WEIGHTS, *(() if configs.LPIPS_WEIGHTS_IS_SET else (shared,)))
-  return next((path for path in given if path.is_file()), None)
-
-
 def load() -> dict[str, np.ndarray]:
-  """The weights of `find`, read once.
+  """The weights of `metrics.lpips_weights`, read once.
 
   Raises:
     LpipsError: There are none, or the file is damaged.
   """
-  path = find()
+  path = metrics.lpips_weights()
   if path is None:
     raise LpipsError(
       f"There are no LPIPS weights at {configs.LPIPS_WEIGHTS}. {HOW} (or set NTC_LPIPS_WEIGHTS)."

@@ -7,9 +7,12 @@ then the mean), never of pooled errors.
 import functools
 import logging
 import math
+import pathlib
 from typing import Any, Optional
 
 import numpy as np
+
+import configs
 
 _LOG = logging.getLogger(__name__)
 
@@ -168,19 +171,27 @@ def lpips(a: np.ndarray, b: np.ndarray) -> Optional[float]:
     common.lpips.LpipsError: The weights file is damaged.
   """
   _check(a, b)
-  from common import lpips as network  # Lazy: it imports TensorFlow.
-
-  if network.find() is None:
+  if lpips_weights() is None:
     _warn_that_lpips_is_left_out()
     return None
+  from common import lpips as network  # Lazy: it imports TensorFlow.
+
   return network.of_images(a, b)
+
+
+HOW_LPIPS_WEIGHTS = "Make the file with: python -m common.lpips_weights"
+
+
+def lpips_weights() -> Optional[pathlib.Path]:
+  """The weights file, or None: `configs.LPIPS_WEIGHTS`, else that in `configs.SHARED_DIR`."""
+  shared = configs.SHARED_DIR / "weights" / "lpips_alex_v0.1.npz"
+  given = (configs.LPIPS_WEIGHTS, *(() if configs.LPIPS_WEIGHTS_IS_SET else (shared,)))
+  return next((path for path in given if path.is_file()), None)
 
 
 @functools.lru_cache(maxsize=1)
 def _warn_that_lpips_is_left_out() -> None:
-  from common import lpips as network
-
-  _LOG.warning("LPIPS is left out of the records: there are no weights. %s", network.HOW)
+  _LOG.warning("LPIPS is left out of the records: there are no weights. %s", HOW_LPIPS_WEIGHTS)
 
 
 def measure(original: np.ndarray, decoded: np.ndarray, with_lpips: bool = True) -> dict[str, Any]:

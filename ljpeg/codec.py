@@ -499,7 +499,7 @@ def build(model_config: Mapping[str, Any]) -> LearnedJpeg:
   tables = dct.Tables(
     initial_tables(model_config["tables"], rd_lambda),
     trainable=bool(model_config["tables"]["learned"]),
-    learning_rate_factor=float(model_config["tables"]["learning_rate_factor"]),
+    learning_rate_factor=float(model_config["tables"].get("learning_rate_factor", 1.0)),
   )
   attention, pre_edit = model_config["attention"], model_config["pre_edit"]
   qualities = None

@@ -53,6 +53,19 @@ def sizes_of(magnitude: tf.Tensor) -> tf.Tensor:
   return tf.cast(tf.math.ceil(tf.math.log(magnitude + 1.0) / _LN2 - 1e-4), tf.int32)
 
 
+def _code_lengths(logits: tf.Tensor) -> tf.Tensor:
+  """Bits of each symbol, as a Huffman code has them but for the rounding to whole numbers.
+
+  No code word is shorter than a bit: a symbol that is likelier than 1/2 costs one, and the others
+  share the other half. (The end of a chrominance block is such a symbol at most rates.)
+  """
+  log_p = tf.nn.log_softmax(logits)
+  most = tf.reduce_max(log_p)
+  rest = tf.math.log(0.5) - tf.math.log1p(-tf.exp(tf.minimum(most, -1e-4)))
+  lengths = tf.where(log_p < most, -(log_p + rest), math.log(2.0))
+  return tf.where(most > math.log(0.5), lengths, -log_p) / _LN2
+
+
 def _exclusive_max(x: tf.Tensor) -> tf.Tensor:
   """Of each position, the largest value before it along the last axis; 0 where there is none."""
   x = tf.pad(x, [[0, 0], [1, 0]])[:, :-1]
@@ -83,12 +96,12 @@ class RunLengthRate(Rate):
   def lengths(self, table: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(AC [64 runs, 11 sizes] with the size's own bits and those of long runs, end of block [],
     DC [12] with the size's own bits). Size 0 of AC costs more than anything."""
-    ac = -tf.nn.log_softmax(self.ac_logits[table]) / _LN2
+    ac = _code_lengths(self.ac_logits[table])
     short = tf.reshape(ac[:_END], [16, 10]) + np.arange(1, 11, dtype=np.float32)
     runs = np.arange(64)
     full = tf.gather(short, runs % 16) + ac[_ZEROS] * (runs // 16)[:, None].astype(np.float32)
     full = tf.concat([tf.fill([64, 1], _FAR), full], axis=1)
-    dc = -tf.nn.log_softmax(self.dc_logits[table]) / _LN2
+    dc = _code_lengths(self.dc_logits[table])
     return full, ac[_END], dc + np.arange(NUM_DC_SIZES, dtype=np.float32)
 
   def bits(self, blocks: tf.Tensor, table: int, steps: tf.Tensor) -> tf.Tensor:

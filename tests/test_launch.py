@@ -805,6 +805,18 @@ def test_launch_eval_evaluates_each_run_beside_its_training_state(command, capsy
   assert facts["cwd"] == str(command.experiments / "x" / "source")
 
 
+def test_launch_eval_leaves_out_experiments_that_are_put_aside(command, capsys, tmp_path):
+  for xid in ("x", "_old"):
+    command.launch_two(f"--xid={xid}", f"--config.needs={tmp_path / 'needed'}")
+  rest = ("--dataset=sample", "--dry_run")
+  _, out, _ = evaluate(command, capsys, f"--workdirs={command.experiments}/*", *rest)
+  assert out.count("fake.eval") == 2 and "_old" not in out
+  _, out, _ = evaluate(command, capsys, f"--workdirs={command.experiments}/_old/wid=*", *rest)
+  assert out.count("fake.eval") == 2 and "_old" in out
+  code, _, err = evaluate(command, capsys, f"--workdirs={command.experiments}/_*", *rest)
+  assert code == 2 and "name one" in err
+
+
 @pytest.mark.parametrize(
   ("dataset", "args"),
   [("photos", "--results_dir=out --save_dir ~/s"), ("img?.png", "--save_dir=s --results_dir out")],

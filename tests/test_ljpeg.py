@@ -194,8 +194,8 @@ def test_symbol_counts_are_those_of_the_file():
   assert ac[160] == expected_ac[jpeg_file.EOB] and ac[161] == expected_ac[jpeg_file.ZRL]
 
 
-@pytest.mark.parametrize("step", [4.0, 12.0, 40.0])
-def test_estimated_bits_are_within_five_percent_of_the_scan(step):
+@pytest.mark.parametrize("step", [4.0, 12.0, 40.0, 120.0])
+def test_estimated_bits_are_within_four_percent_of_the_scan(step):
   image = _photograph()
   whole = _blocks(image, step)
   model = rate.RunLengthRate()
@@ -207,9 +207,8 @@ def test_estimated_bits_are_within_five_percent_of_the_scan(step):
     w.numpy()[0][..., dct.NATURAL].astype(np.int16).reshape(*w.shape[1:3], 8, 8) for w in whole
   ]
   table = np.full([8, 8], int(step))
-  real = jpeg_file.plan(natural, [table, table], image.shape[:2]).scan_bits
-  real = real() if callable(real) else real
-  assert abs(estimate / real - 1) < 0.05
+  real = jpeg_file.plan(natural, [table, table], image.shape[:2]).scan_bits()
+  assert abs(estimate / real - 1) < 0.04
 
 
 def test_slopes_are_what_the_next_number_costs():

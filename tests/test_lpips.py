@@ -24,7 +24,7 @@ def made_up_weights(seed=0):
 
 @pytest.fixture
 def real_weights():
-  if lpips.find() is None:
+  if metrics.lpips_weights() is None:
     pytest.skip(f"no LPIPS weights at {configs.LPIPS_WEIGHTS} or in NTC_SHARED_DIR")
   return lpips.load()
 
