@@ -165,7 +165,11 @@ class _Supervisor:
     for missed in list(self.sent):
       self._send(missed)
     ended = threading.Event()
+    # Signals must come to this thread: one that another takes would not wake it from its wait.
+    listened = (*_FORWARDED, signal.SIGQUIT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, listened)
     threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, listened)
     code = self.task.wait()
     ended.set()
     if -code in (signal.SIGTERM, signal.SIGUSR2) and -code not in self.sent:

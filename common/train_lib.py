@@ -314,11 +314,14 @@ class _Training:
     return step % int(every) == 0 or step == self._num_steps
 
   def _catch_up(self) -> None:
-    """A kill between a checkpoint and its validation must not lose the validation."""
+    """A kill between a checkpoint, its validation and the mark of the best must lose none."""
     start = self._start
     if self._is_chief and start and self._is_due(start, self._options.eval_every_steps):
       records = runs.read_jsonl(self._job.run.metrics_file)
-      if not any(r.get("split") == "val" and r.get("step") == start for r in records):
+      found = [r for r in records if r.get("split") == "val" and r.get("step") == start]
+      if found:
+        self._mark_if_best(start, found[-1]["loss"])
+      else:
         self._validate(start)
 
   def _save(self, step: int) -> None:
@@ -333,10 +336,13 @@ class _Training:
     values = self._validation.run(step, self._writer)
     if not values:
       return
-    best = self._ckpts.best()
-    if self._options.keep_best and (best is None or values["loss"] < best["loss"]):
-      self._ckpts.mark_best(step, values["loss"])
+    self._mark_if_best(step, values["loss"])
     _LOG.info("Step %d validation: %s", step, _text(values))
+
+  def _mark_if_best(self, step: int, loss: float) -> None:
+    best = self._ckpts.best()
+    if self._options.keep_best and (best is None or loss < best["loss"]):
+      self._ckpts.mark_best(step, loss)
 
 
 def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> pathlib.Path:

@@ -112,7 +112,10 @@ def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictu
   ]  # fmt: skip
 
 
-def test_a_kill_between_a_checkpoint_and_its_validation_loses_no_validation(unbroken, tmp_path):
+@pytest.mark.parametrize("kept", [0, 1], ids=["no record", "record, and no mark of the best"])
+def test_a_kill_between_a_checkpoint_and_its_validation_loses_no_validation(
+  unbroken, tmp_path, kept
+):
   import shutil
 
   copied = tmp_path / "1" / unbroken.path.name
@@ -120,7 +123,8 @@ def test_a_kill_between_a_checkpoint_and_its_validation_loses_no_validation(unbr
   run = runs.RunDir.open(copied)
   lines = run.metrics_file.read_text().splitlines(keepends=True)
   assert json.loads(lines[-1])["split"] == "val"
-  run.metrics_file.write_text("".join(lines[:-1]))  # As if killed after the last checkpoint.
+  # As if killed after the last checkpoint, or a little later.
+  run.metrics_file.write_text("".join(lines[: len(lines) - 1 + kept]))
   (run.checkpoints_dir / "best.json").unlink()
   run.write_state("RUNNING")
   assert train(["--workdir", str(copied)]) == 0
