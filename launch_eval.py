@@ -132,7 +132,9 @@ def make_jobs(
     source, env = project_dir, here
     if use_snapshot:
       experiment = launchers.Experiment.open(run.path.parent)
-      source, env = experiment.source, launchers.job_environment(experiment.record)
+      source = experiment.source
+      # Whichever source runs, results go where this command's own do.
+      env = launchers.job_environment({**experiment.record, "site": None})
     if not (source / family / "eval.py").is_file():
       raise launchers.LaunchError(f"{run.path} is of family {family!r}: no {family}/eval.py "
                                   f"in {source}.")  # fmt: skip

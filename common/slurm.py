@@ -437,8 +437,8 @@ class SlurmExecutor(launchers.Executor):
   def follow(self, experiment: launchers.Experiment) -> Sequence[str]:
     """Asks squeue, and of what it does not list sacct."""
     self._logs = experiment.path / "logs"
-    self._view = View(experiment.ids())
-    self._view.submitted = experiment.submitted_at()
+    self._view = View(experiment.ids(self.name))
+    self._view.submitted = max((float(n["time"]) for n in experiment.submissions()), default=0.0)
     return self._view.look(experiment.jobs())
 
   def observe(self, job: launchers.Job) -> dict[str, Any]:
@@ -572,7 +572,7 @@ class View:
     try:
       said = call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", arrays)
     except SlurmError as e:
-      if "Invalid job id" not in str(e):
+      if "Invalid job id specified" not in str(e):  # It has forgotten all of them.
         notes.append(f"{e} The states are the runs' own.")
         return list(wanted)
       said = ""
@@ -611,6 +611,8 @@ class View:
         reason = f"not started: {job.after.name} is {first['state']}"
         return {**record, "state": "CANCELLED", "reason": reason}
     task = self.ids.get(job.name)
+    if task is None and record["state"] == "RUNNING":  # Started elsewhere than on Slurm.
+      return launchers.observe(job.folder)
     if task is None:
       return {**record, "reason": "not submitted: rerun does that"}
     return judge(record, self.answers.get(task), self.misses.get(task, 0), self._age(job, record))
@@ -747,9 +749,15 @@ def run_task(folder: pathlib.Path, kind: str, offset: int) -> int:
   deadline = time.monotonic() + _LOCK_SECONDS
   while time.monotonic() < deadline and _is_held(job.folder):  # A former attempt may be ending.
     time.sleep(1.0)
-  limit = int(experiment.record["executor"].get("max_requeues", 0))
   argv = [*_workers(job), *job.argv]
-  return supervise.supervise(job.folder, argv, _Requeues(job.folder, limit, f"{array}_{index}"))
+  requeues = _Requeues(job.folder, _max_requeues(experiment), f"{array}_{index}")
+  return supervise.supervise(job.folder, argv, requeues)
+
+
+def _max_requeues(experiment: launchers.Experiment) -> int:
+  """Of the newest submission to Slurm: the record's executor may be another by now."""
+  options = [experiment.record["executor"], *experiment.submissions()]
+  return int(next((o["max_requeues"] for o in reversed(options) if "max_requeues" in o), 0))
 
 
 def _workers(job: launchers.Job) -> list[str]:

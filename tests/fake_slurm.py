@@ -233,6 +233,9 @@ def _listed(argv):
 def squeue(argv):
   if _is_faulty("squeue-fails"):
     return _fail("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+  for word in argv[argv.index("-j") + 1].split(","):
+    if not word.isdigit():
+      return _fail(f"Invalid job id: {word}")
   if _is_faulty("squeue-empty"):
     return 0
   shown = {"REQUEUE": "COMPLETING", "CANCEL": "COMPLETING"}

@@ -100,6 +100,7 @@ run = runs.RunDir.open(given["--workdir"])
 if run.read_state()["state"] != "DONE":
   raise SystemExit("no checkpoint")
 facts = {"argv": sys.argv[1:], "cwd": os.getcwd(), "time": time.time()}
+facts["env"] = {k: v for k, v in os.environ.items() if k.startswith("NTC_")}
 runs.write_json(job.path / "facts.json", facts)
 job.write_state("DONE", step=24, num_steps=24)
 """

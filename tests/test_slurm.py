@@ -579,6 +579,65 @@ def test_cancel_stops_what_runs_and_what_waits(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 2 + ["CANCELLED"] * 2
 
 
+SITE = ("TRAIN", "ITINF", "SLURM", "RESULTS", "REPORTS", "DATA_CACHE", "SHARED", "DATA")
+
+
+def test_jobs_use_the_folders_of_the_project_and_not_of_the_snapshot(command, cluster, monkeypatch):
+  for name in SITE:
+    monkeypatch.delenv(f"NTC_{name}_DIR", raising=False)
+  assert launched(command, "--then_eval=sample")[0] == 0
+  cluster.wait()
+  run = command.run(cluster.arrays()[0].xid, 0)
+  env = json.loads((run.path / "facts.json").read_text())["env"]
+  assert env["NTC_RESULTS_DIR"] == str(command.project / "json_results")
+  assert env["NTC_DATA_CACHE_DIR"] == str(command.project / "data_cache")
+  assert env["NTC_DATA_DIR"] == str(command.project.parent / "shared" / "data")
+  argv = [sys.executable, "launch_eval.py", f"--workdirs={run.path}", "--dataset=sample"]
+  argv += ["--use_snapshot", "--args=--skip_existing=false"]
+  monkeypatch.setenv("NTC_RESULTS_DIR", str(command.project / "others"))
+  subprocess.run(argv, cwd=command.project, check=True)
+  monkeypatch.delenv("NTC_RESULTS_DIR")
+  cluster.wait()
+  facts = json.loads((run.path / "eval-sample" / "facts.json").read_text())
+  assert facts["cwd"] == str(run.path.parent / "source")
+  assert facts["env"]["NTC_RESULTS_DIR"] == str(command.project / "others")
+
+
+def test_rerun_by_another_executor_leaves_the_others_to_slurm(command, cluster):
+  cluster.fault("nothing-starts")
+  xid = submit(command, config=f"{command.config}:tiny")
+  fake_slurm.scancel([f"{xid}_1"])
+  rerun = ("rerun", xid, "--executor=local")
+  assert command(*rerun, "--states=CANCELLED", "--wids=1") == 0
+  assert status(command, xid) == ["PENDING", "DONE"]
+  assert "Slurm: Priority" in command.out
+  assert command(*rerun) == 1
+  assert "Nothing to rerun" in command.out
+  assert command("rerun", xid, "--executor=slurm") == 1
+  assert len(cluster.arrays()) == 1
+  experiment = launchers.find_experiment(xid, command.experiments)
+  assert experiment.record["executor"]["name"] == "local"
+  assert slurm._max_requeues(experiment) == slurm_template.MAX_REQUEUES
+  assert command("cancel", xid) == 0
+  assert "wid=0-rd_lambda=0.08-seed=0 was PENDING, is CANCELLED" in command.out
+  assert cluster.states(xid)[0] == "CANCELLED"
+  assert status(command, xid) == ["CANCELLED", "DONE"]
+
+
+def test_misspelt_data_set_stops_before_anything_is_submitted(command, cluster, tmp_path):
+  for more in ([], ["--dry_run"], ["--test_only"], ["--deep_check=false"]):
+    assert command.launch("--then_eval=kodk", *more) == 2
+    assert "'kodk'" in command.err
+    assert "kodak" in command.err
+  assert command.launch(f"--then_eval={tmp_path / 'nowhere'}") == 2
+  assert "nowhere" in command.err
+  assert "--deep_check=false" in command.err
+  assert cluster.arrays() == []
+  assert not command.experiments.exists()
+  submit(command, f"--then_eval={tmp_path / 'nowhere'}", "--deep_check=false")
+  cluster.wait()
+
+
 def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster, capsys, project):
   xid = submit(command, config=f"{command.config}:tiny")
   cluster.wait()

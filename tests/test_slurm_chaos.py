@@ -150,7 +150,7 @@ class Chaos:
   def task_of(self, wid):
     """The newest Slurm task of a run."""
     experiment = launchers.find_experiment(self.xid, self.command.experiments)
-    return experiment.ids()[self.jobs[wid].name]
+    return experiment.ids("slurm")[self.jobs[wid].name]
 
   def said_of(self, wid, task):
     """What a run's and Slurm's logs say of a task, and the run's record."""
@@ -277,7 +277,7 @@ def test_nothing_is_lost_in_chaos(cluster, on_slurm, pictures, tmp_path, capsys)
     state = found[job.folder.state_file]
     assert (state["state"], state["step"], state["num_steps"]) == ("DONE", STEPS, STEPS)
     assert state["num_threads"] == "1"
-    assert state["slurm_job"] == experiment.ids()[job.name]
+    assert state["slurm_job"] == experiment.ids("slurm")[job.name]
     assert state["attempt"] > len(chaos.killed[job.wid])
     assert len(found[job.folder.environment_file]) <= state["attempt"]
     steps = {split: set() for split in ("train", "val")}

@@ -244,7 +244,7 @@ def test_from_config_to_results_with_an_interrupted_task(cluster, pictures, tmp_
   done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stdout + done.stderr
   experiment = launchers.Experiment.open(tmp_path / "train xms" / "sweep")
-  array = experiment.ids()[experiment.jobs()[0].name].split("_")[0]
+  array = experiment.ids("slurm")[experiment.jobs()[0].name].split("_")[0]
   run = experiment.jobs()[1].folder
   wait_for(lambda: "num_steps" in run.read_state())
   slurm_says("scancel", "--signal=USR2", "--batch", f"{array}_1")

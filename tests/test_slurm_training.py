@@ -32,7 +32,7 @@ def submitted(argv, env, sargs):
   (folder,) = pathlib.Path(env["NTC_TRAIN_DIR"]).glob("*/experiment.json")
   experiment = launchers.Experiment.open(folder.parent)
   job = experiment.jobs()[0]
-  array = experiment.ids()[job.name].split("_")[0]
+  array = experiment.ids("slurm")[job.name].split("_")[0]
   slurm_says("scancel", f"{array}_[1-3]")  # One setting is enough.
   slurm_says("scontrol", "release", array)
   return job, array
