@@ -42,7 +42,7 @@ import slurm_template
 from common import datasets, flags, hyper, launchers, runs, slurm
 
 # The launcher decides these for each task.
-_RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config")
+_RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config", "check_units", "help", "h")
 
 # What tasks take as folders.
 _FOLDER_ARGS = ("experiments_dir", "results_dir", "save_dir")
@@ -225,6 +225,8 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
   experiments_dir = pathlib.Path(_absolute(chosen)) if chosen else default
   executor = executor_from(values)
   units = hyper.expand(config_file, family, task, overrides)
+  if args:
+    launchers.check_arguments(args, values.main, project_dir)
   if values.xid is not None:
     runs.RunDir.of(experiments_dir, values.xid, units[0])
     launchers.Experiment.check_free(experiments_dir / values.xid)
@@ -442,7 +444,7 @@ def _status(argv: list[str]) -> int:
 
 
 def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
-  executors = _Executors(experiment)
+  executors = Executors(experiment)
   notes = executors.follow()
   record = experiment.record
   dirty = " with changes, see source.patch" if record["dirty"] else ""
@@ -453,7 +455,7 @@ def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
   return counts
 
 
-class _Executors:
+class Executors:
   """Asks about an experiment's jobs, and stops them, as the executor does that has each of them.
 
   That is the one of the job's newest submission: a rerun may have chosen another.
@@ -480,16 +482,20 @@ class _Executors:
         yield executor, found
 
   def follow(self) -> list[str]:
+    """See `launchers.Executor`, as for the others."""
     jobs = self._experiment.jobs()
     return [note for e, _ in self._each(jobs) for note in e.follow(self._experiment)]
 
   def observe(self, job: launchers.Job) -> dict[str, Any]:
+    """A job's state record."""
     return self._executors[self._name(job)].observe(job)
 
   def advice(self, jobs: Sequence[launchers.Job]) -> list[str]:
+    """What people have to do so that jobs go on."""
     return [note for executor, found in self._each(jobs) for note in executor.advice(found)]
 
   def queued(self, jobs: Sequence[launchers.Job]) -> dict[str, str]:
+    """Those of the jobs that wait or run somewhere."""
     queued: dict[str, str] = {}
     for executor, found in self._each(jobs):
       queued.update(executor.queued(found))
@@ -526,7 +532,7 @@ def _rerun(argv: list[str]) -> int:
   executor.check()
   with experiment.attended():
     jobs = [job for job in experiment.jobs() if job.wid in wids]
-    before = _Executors(experiment)
+    before = Executors(experiment)
     for note in before.follow():
       raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
     seen = {job.name: before.observe(job)["state"] for job in jobs}
@@ -592,7 +598,7 @@ def parse_wids(text: str, known: Sequence[int]) -> set[int]:
 
 def _cancel(argv: list[str]) -> int:
   experiment, _ = _parse_with_xid(argv, define_experiments_dir)
-  executors = _Executors(experiment)
+  executors = Executors(experiment)
   executors.follow()
   for name, fate in executors.cancel(experiment.jobs()).items():
     print(f"{name} {fate}")

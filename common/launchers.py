@@ -33,6 +33,9 @@ OPEN_STATES = ("PENDING", "RUNNING")
 # What a rerun picks up unless told otherwise: all but DONE, RUNNING and CANCELLED.
 RERUN_STATES = ("FAILED", "LOST", "TIMEOUT", "REQUEUED", "PENDING")
 
+# Whose supervisor's heartbeat is older than this many seconds, is gone.
+STALE_SECONDS = 90.0
+
 # Of a larger sweep, each job makes its own run directory when it starts.
 MOST_FOLDERS_AT_ONCE = 2000
 
@@ -430,13 +433,13 @@ def num_cpus() -> int:
 def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   """Whether a RUNNING record's process still is: its locks are held, or its process is there.
 
-  Of another machine's process, only the locks can be asked (where the file system shares them);
-  it is taken for alive.
+  Of another machine's process, only the locks (where the file system shares them) and the time of
+  the supervisor's heartbeat can be asked; without a supervisor it is taken for alive.
   """
   if _holder(job):
     return True
   if record.get("host") not in (None, socket.gethostname()):
-    return True
+    return "supervisor_pid" not in record or not _is_stale(job, record)
   if "supervisor_pid" in record:  # It would hold its lock; its number may be another's by now.
     return False
   try:
@@ -446,6 +449,13 @@ def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   except PermissionError:
     return True
   return True
+
+
+def _is_stale(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
+  heard = float(record.get("time", 0))
+  with contextlib.suppress(OSError):
+    heard = max(heard, job.supervisor_lock_file.stat().st_mtime)
+  return time.time() - heard >= STALE_SECONDS
 
 
 def _holder(job: runs.RunDir) -> Optional[str]:
@@ -955,6 +965,22 @@ def check_units(units: Sequence[hyper.WorkUnit], project_dir: pathlib.Path) -> s
     file = pathlib.Path(folder) / "units.json"
     runs.write_json(file, [unit.to_json() for unit in units])
     return _check(project_dir, main, f"--check_units={file}")
+
+
+def check_arguments(args: Sequence[str], main: str, project_dir: pathlib.Path) -> None:
+  """Has the task's own entry point parse arguments for all jobs; TensorFlow is not started.
+
+  Raises:
+    LaunchError: It does not take them.
+  """
+  with tempfile.TemporaryDirectory(prefix="ntc-check-") as folder:
+    file = pathlib.Path(folder) / "units.json"
+    runs.write_json(file, [])
+    is_evaluation = main.endswith(f".{EVAL_TASK}")
+    try:
+      _check(project_dir, main, "--check_args" if is_evaluation else f"--check_units={file}", *args)
+    except LaunchError as e:
+      raise LaunchError(f"--args: {e}") from e
 
 
 def check_dataset_name(dataset: str) -> None:

@@ -94,6 +94,8 @@ EVAL = """
 import os, pathlib, sys, time
 from common import runs
 
+if sys.argv[1] == "--check_args":
+  sys.exit(0)
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 job = runs.RunDir(pathlib.Path(given["--job_dir"]))
 run = runs.RunDir.open(given["--workdir"])
