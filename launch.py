@@ -22,7 +22,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 from common import venv
@@ -42,7 +42,7 @@ import slurm_template
 from common import datasets, flags, hyper, launchers, runs, slurm
 
 # The launcher decides these for each task.
-_RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config")
+_RESERVED_ARGS = ("workdir", "job_dir", "wid", "xid", "config", "check_units", "help", "h")
 
 # What tasks take as folders.
 _FOLDER_ARGS = ("experiments_dir", "results_dir", "save_dir")
@@ -86,7 +86,8 @@ def _define_launch(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_bool(
     "deep_check", None,
     "Let the task's own code check every setting before the launch, which starts TensorFlow; else "
-    "each job checks its own. (default: true on this machine, false on Slurm)", flag_values=values,
+    "each job checks its own. (default: true on this machine, not on Slurm; false also leaves out "
+    "the look at --then_eval's pictures)", flag_values=values,
   )  # fmt: skip
   absl_flags.DEFINE_string("xid", None, "The experiment's id; without it the job array's id, or "
                            "the time as digits.", flag_values=values)  # fmt: skip
@@ -216,12 +217,16 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
     raise flags.UsageError(f"--then_eval: there is no {family}/eval.py.")
   if values.then_eval and task != "train":
     raise flags.UsageError(f"--then_eval goes with a training, not with {values.main}.")
+  if values.then_eval:
+    launchers.check_dataset_name(values.then_eval)
   args = split_args(values.args, _RESERVED_ARGS)
   chosen = _take_experiments_dir(args, values.experiments_dir)
   default = configs.ITINF_DIR if task == "itinf" else configs.TRAIN_DIR
   experiments_dir = pathlib.Path(_absolute(chosen)) if chosen else default
   executor = executor_from(values)
   units = hyper.expand(config_file, family, task, overrides)
+  if args:
+    launchers.check_arguments(args, values.main, project_dir)
   if values.xid is not None:
     runs.RunDir.of(experiments_dir, values.xid, units[0])
     launchers.Experiment.check_free(experiments_dir / values.xid)
@@ -240,10 +245,10 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
     return 0
   executor.check()
   then_eval = datasets.absolute(values.then_eval) if values.then_eval else None
+  if then_eval is not None and values.deep_check is not False:
+    _check_dataset(then_eval, project_dir, executor)
   if values.deep_check or (values.deep_check is None and not executor.detached):
     print("Checking the settings and their data ...", flush=True)
-    if then_eval is not None:
-      launchers.check_dataset(then_eval, project_dir)
     said = launchers.check_units(units, project_dir)
     if said:
       print(said)
@@ -263,6 +268,16 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
     )
 
   return launch_new(executor, create)
+
+
+def _check_dataset(dataset: str, project_dir: pathlib.Path, executor: launchers.Executor) -> None:
+  try:
+    launchers.check_dataset(dataset, project_dir)
+  except launchers.LaunchError as e:
+    if not executor.detached:
+      raise
+    hint = "Where only the compute nodes see it: --deep_check=false."
+    raise launchers.LaunchError(f"--then_eval: {e} {hint}") from e
 
 
 def launch_new(
@@ -429,22 +444,69 @@ def _status(argv: list[str]) -> int:
 
 
 def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
-  executor = _recorded_executor(experiment)
-  notes = executor.follow(experiment)
+  executors = Executors(experiment)
+  notes = executors.follow()
   record = experiment.record
   dirty = " with changes, see source.patch" if record["dirty"] else ""
-  text, counts = launchers.states_table(experiment.jobs(), executor.observe)
+  text, counts = launchers.states_table(experiment.jobs(), executors.observe)
   _print(f"{experiment.path}\n{record.get('command', '')}\ncommit {record['commit']}{dirty}\n")
-  notes = [*notes, *executor.advice(experiment.jobs())]
+  notes = [*notes, *executors.advice(experiment.jobs())]
   _print("\n".join([text, _summary(counts), *(f"Note: {note}" for note in notes)]))
   return counts
 
 
-def _recorded_executor(experiment: launchers.Experiment) -> launchers.Executor:
-  """Asks about jobs, and stops them, as the executor that runs them does."""
-  if experiment.record["executor"]["name"] == "slurm":
-    return slurm.SlurmExecutor(slurm_template.TEMPLATE)
-  return launchers.LocalExecutor()
+class Executors:
+  """Asks about an experiment's jobs, and stops them, as the executor does that has each of them.
+
+  That is the one of the job's newest submission: a rerun may have chosen another.
+  """
+
+  def __init__(self, experiment: launchers.Experiment):
+    self._experiment = experiment
+    self._submitted = experiment.submitted()
+    self._default = experiment.record["executor"]["name"]
+    self._executors: dict[str, launchers.Executor] = {
+      "slurm": slurm.SlurmExecutor(slurm_template.TEMPLATE),
+      "local": launchers.LocalExecutor(),
+    }
+
+  def _name(self, job: launchers.Job) -> str:
+    return self._submitted.get(job.name, (self._default, ""))[0]
+
+  def _each(
+    self, jobs: Sequence[launchers.Job]
+  ) -> Iterator[tuple[launchers.Executor, list[launchers.Job]]]:
+    for name, executor in self._executors.items():
+      found = [job for job in jobs if self._name(job) == name]
+      if found:
+        yield executor, found
+
+  def follow(self) -> list[str]:
+    """See `launchers.Executor`, as for the others."""
+    jobs = self._experiment.jobs()
+    return [note for e, _ in self._each(jobs) for note in e.follow(self._experiment)]
+
+  def observe(self, job: launchers.Job) -> dict[str, Any]:
+    """A job's state record."""
+    return self._executors[self._name(job)].observe(job)
+
+  def advice(self, jobs: Sequence[launchers.Job]) -> list[str]:
+    """What people have to do so that jobs go on."""
+    return [note for executor, found in self._each(jobs) for note in executor.advice(found)]
+
+  def queued(self, jobs: Sequence[launchers.Job]) -> dict[str, str]:
+    """Those of the jobs that wait or run somewhere."""
+    queued: dict[str, str] = {}
+    for executor, found in self._each(jobs):
+      queued.update(executor.queued(found))
+    return queued
+
+  def cancel(self, jobs: Sequence[launchers.Job]) -> dict[str, str]:
+    """A word on each job's fate, in the jobs' order."""
+    fates: dict[str, str] = {}
+    for executor, found in self._each(jobs):
+      fates.update(executor.cancel(found, self._experiment.ids(executor.name)))
+    return {job.name: fates[job.name] for job in jobs}
 
 
 def _define_rerun(values: absl_flags.FlagValues) -> None:
@@ -470,8 +532,8 @@ def _rerun(argv: list[str]) -> int:
   executor.check()
   with experiment.attended():
     jobs = [job for job in experiment.jobs() if job.wid in wids]
-    before = _recorded_executor(experiment)
-    for note in before.follow(experiment):
+    before = Executors(experiment)
+    for note in before.follow():
       raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
     seen = {job.name: before.observe(job)["state"] for job in jobs}
     chosen = _chosen(jobs, seen, states)
@@ -536,9 +598,9 @@ def parse_wids(text: str, known: Sequence[int]) -> set[int]:
 
 def _cancel(argv: list[str]) -> int:
   experiment, _ = _parse_with_xid(argv, define_experiments_dir)
-  executor = _recorded_executor(experiment)
-  executor.follow(experiment)
-  for name, fate in executor.cancel(experiment.jobs(), experiment.ids()).items():
+  executors = Executors(experiment)
+  executors.follow()
+  for name, fate in executors.cancel(experiment.jobs()).items():
     print(f"{name} {fate}")
   return 0
 

@@ -31,7 +31,7 @@ import configs
 import launch
 from common import datasets, flags, hyper, launchers, runs
 
-_RESERVED_ARGS = ("workdir", "job_dir", "dataset")
+_RESERVED_ARGS = ("workdir", "job_dir", "dataset", "config", "check_args", "help", "h")
 
 
 def _define(values: absl_flags.FlagValues) -> None:
@@ -72,20 +72,69 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   dataset = datasets.absolute(values.dataset)
   found = not_put_aside(values.workdirs)
   jobs = make_jobs(found, dataset, args, project_dir, values.use_snapshot)
+  if args and not values.use_snapshot:  # What older sources take, their jobs say.
+    for family in dict.fromkeys(run.read_work_unit().family for run in found):
+      launchers.check_arguments(args, f"{family}.{launchers.EVAL_TASK}", project_dir)
   launchers.check_dataset(dataset, project_dir)
   if values.dry_run:
     print("\n".join(shlex.join(job.argv) for job in jobs))
     print(f"{len(jobs)} jobs. Dry run: nothing was written.")
     return 0
-  busy = [job.name for job in jobs if launchers.observe(job.folder)["state"] == "RUNNING"]
+  busy = _busy(jobs, dataset)
   if busy:
-    raise launchers.LaunchError(f"Being evaluated already: {', '.join(busy)}. Wait for it.")
+    raise launchers.LaunchError(
+      f"Evaluated already, or about to be: {'; '.join(busy)}. Wait for it, or ./launch.py cancel "
+      "<xid>; what is lost there: ./launch.py rerun <xid>."
+    )
   if executor.detached:
     facts = launch.launch_facts("launch_eval.py", argv, executor)
     return _submit(executor, found, dataset, args, project_dir, values.use_snapshot, facts)
   ready = launchers.prepare(jobs, afresh=True)
   code = launch.run_jobs(executor, ready, shlex.join(["./launch_eval.py", *argv]))
   return code if len(ready) == len(jobs) else code or 1
+
+
+def _busy(jobs: Sequence[launchers.Job], dataset: str) -> list[str]:
+  """Those of the jobs that run, or that Slurm still has, with the experiments that hold them."""
+  busy = {
+    job.folder.path: job.name for job in jobs if launchers.observe(job.folder)["state"] == "RUNNING"
+  }
+  folders = {job.folder.path for job in jobs}
+  for experiment in _experiments(jobs, dataset):
+    theirs = [job for job in experiment.jobs() if job.folder.path in folders]
+    executors = launch.Executors(experiment)
+    executors.follow()
+    theirs = [job for job in theirs if executors.observe(job)["state"] in _OPEN]
+    try:
+      queued = executors.queued(theirs)
+    except launchers.LaunchError as e:  # Their locks keep two evaluations apart.
+      print(f"Warning: {e}", file=sys.stderr)
+      continue
+    for job in theirs:
+      if job.name in queued:
+        busy[job.folder.path] = f"{job.name} ({queued[job.name]}, experiment {experiment.xid})"
+  return list(busy.values())
+
+
+_OPEN = (*launchers.OPEN_STATES, "REQUEUED")
+
+
+def _experiments(jobs: Sequence[launchers.Job], dataset: str) -> list[launchers.Experiment]:
+  """The experiments that evaluate some of these runs on the data set, too."""
+  runs_ = {job.folder.path.parent for job in jobs}
+  found = []
+  for folder in dict.fromkeys(run.parent for run in runs_):
+    if (folder / "experiment.json").is_file():
+      experiment = launchers.Experiment.open(folder)
+      found += [experiment] if experiment.record["then_eval"] == dataset else []
+  if any(job.folder.read_state().get("state") in _OPEN for job in jobs):
+    for file in configs.SLURM_DIR.glob("*/experiment.json"):
+      experiment = launchers.Experiment.open(file.parent)
+      if experiment.record.get("dataset") == dataset and any(
+        pathlib.Path(run["workdir"]) in runs_ for run in experiment.record["runs"]
+      ):
+        found.append(experiment)
+  return found
 
 
 def _submit(
@@ -152,7 +201,9 @@ def make_jobs(
     source, env = project_dir, here
     if use_snapshot:
       experiment = launchers.Experiment.open(run.path.parent)
-      source, env = experiment.source, launchers.job_environment(experiment.record)
+      source = experiment.source
+      # Whichever source runs, results go where this command's own do.
+      env = launchers.job_environment({**experiment.record, "site": None})
     if not (source / family / "eval.py").is_file():
       raise launchers.LaunchError(f"{run.path} is of family {family!r}: no {family}/eval.py "
                                   f"in {source}.")  # fmt: skip

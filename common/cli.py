@@ -324,6 +324,7 @@ def _define_eval_flags(values: absl_flags.FlagValues) -> None:
   boolean("lpips", True, "Measure LPIPS too, where there are weights.", flag_values=values)
   text("save_dir", None, "Write decoded pictures and files here.", flag_values=values)
   text("job_dir", None, "Where a launcher reads this job's state.", flag_values=values)
+  boolean("check_args", False, "For launchers: read the command line only.", flag_values=values)
   boolean(
     "profile", False, "Measure FLOPs per pixel, parameters and seconds of the model's stages; "
     "print them, and with --dataset put them into the results file. On a machine that is busy "
@@ -355,6 +356,8 @@ def _eval_main(family: str, evaluate: Callable[..., Any], argv: list[str]) -> in
   values = None
   try:
     values, config_file, overrides = flags.parse(argv, _define_eval_flags, _eval_usage(family))
+    if values.check_args:
+      return 0
     size = _profile_size(values)
     run: Union[runs.RunDir, hyper.WorkUnit]
     if config_file is not None:

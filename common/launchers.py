@@ -25,13 +25,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional, TextIO
 
 import configs
-from common import hyper, runs, supervise
+from common import datasets, hyper, runs, supervise
 
 # A job is not over in these states.
 OPEN_STATES = ("PENDING", "RUNNING")
 
 # What a rerun picks up unless told otherwise: all but DONE, RUNNING and CANCELLED.
 RERUN_STATES = ("FAILED", "LOST", "TIMEOUT", "REQUEUED", "PENDING")
+
+# Whose supervisor's heartbeat is older than this many seconds, is gone.
+STALE_SECONDS = 90.0
 
 # Of a larger sweep, each job makes its own run directory when it starts.
 MOST_FOLDERS_AT_ONCE = 2000
@@ -430,13 +433,13 @@ def num_cpus() -> int:
 def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   """Whether a RUNNING record's process still is: its locks are held, or its process is there.
 
-  Of another machine's process, only the locks can be asked (where the file system shares them);
-  it is taken for alive.
+  Of another machine's process, only the locks (where the file system shares them) and the time of
+  the supervisor's heartbeat can be asked; without a supervisor it is taken for alive.
   """
   if _holder(job):
     return True
   if record.get("host") not in (None, socket.gethostname()):
-    return True
+    return "supervisor_pid" not in record or not _is_stale(job, record)
   if "supervisor_pid" in record:  # It would hold its lock; its number may be another's by now.
     return False
   try:
@@ -446,6 +449,13 @@ def is_alive(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
   except PermissionError:
     return True
   return True
+
+
+def _is_stale(job: runs.RunDir, record: Mapping[str, Any]) -> bool:
+  heard = float(record.get("time", 0))
+  with contextlib.suppress(OSError):
+    heard = max(heard, job.supervisor_lock_file.stat().st_mtime)
+  return time.time() - heard >= STALE_SECONDS
 
 
 def _holder(job: runs.RunDir) -> Optional[str]:
@@ -598,6 +608,7 @@ class Experiment:
             "host": socket.gethostname(),
             "project_dir": str(project_dir),
             "python": sys.executable,
+            "site": _site_environment(),
             **commit,
             "source_bytes": size,
             **fill(path, xid),
@@ -705,7 +716,8 @@ class Experiment:
       evaluated = runs.RunDir(pathlib.Path(run["workdir"]))
       if run["use_snapshot"]:
         owner = Experiment.open(evaluated.path.parent)
-        source, env = owner.source, job_environment(owner.record)
+        source = owner.source
+        env = job_environment({**owner.record, "site": self.record.get("site")})
       job = eval_job(
         evaluated, run["family"], self.record["dataset"], source, env, self.record["args"]
       )
@@ -756,25 +768,25 @@ class Experiment:
     except OSError as e:  # The jobs are on their way.
       _warn(f"the submission could not be recorded: {e}")
 
-  def ids(self) -> dict[str, str]:
-    """The executor's newest id of each job, by the job's name."""
-    noted = runs.read_jsonl(self.path / "submitted.jsonl")
-    if not noted and "first_array" in self.record:  # The launcher was killed in between.
-      below = self.record["first_array"]
-      return {
-        job.name: f"{self.xid}_{job.wid}"
-        for job in self.jobs()
-        if job.kind == "run" and job.wid < below
-      }
-    ids: dict[str, str] = {}
-    for record in noted:
-      ids.update(record["ids"])
-    return {name: task for name, task in ids.items() if task is not None}
+  def submissions(self) -> list[dict[str, Any]]:
+    """What `note_submission` noted, oldest first."""
+    return runs.read_jsonl(self.path / "submitted.jsonl")
 
-  def submitted_at(self) -> float:
-    """time.time() of the newest submission; 0 without one."""
-    records = runs.read_jsonl(self.path / "submitted.jsonl")
-    return float(records[-1]["time"]) if records else 0.0
+  def submitted(self) -> dict[str, tuple[str, str]]:
+    """Of each submitted job, by its name: the newest submission's executor, and its id there."""
+    noted = self.submissions()
+    newest: dict[str, tuple[str, Optional[str]]] = {}
+    # The launcher was killed after its first array's submission and before the note of it.
+    if "first_array" in self.record and not any(n["executor"] == "slurm" for n in noted):
+      for run in self.record["runs"][: self.record["first_array"]]:
+        newest[self._job(run, {}, self.source).name] = ("slurm", f"{self.xid}_{run['wid']}")
+    for record in noted:
+      newest.update({name: (record["executor"], task) for name, task in record["ids"].items()})
+    return {name: (by, task) for name, (by, task) in newest.items() if task is not None}
+
+  def ids(self, executor: str) -> dict[str, str]:
+    """The ids of the jobs that were last submitted to the executor of this name, by their names."""
+    return {name: task for name, (by, task) in self.submitted().items() if by == executor}
 
   @contextlib.contextmanager
   def attended(self) -> Iterator[None]:
@@ -889,11 +901,16 @@ def _site_environment() -> dict[str, str]:
   return {variable: str(getattr(configs, name)) for variable, name in _SITE_VARIABLES.items()}
 
 
-def job_environment(commit: Mapping[str, Any]) -> dict[str, str]:
-  """This site's folders and the source's commit, for jobs whose source is a snapshot elsewhere."""
-  env = _site_environment()
-  env["NTC_COMMIT"] = commit["commit"] or ""
-  env["NTC_DIRTY"] = {True: "1", False: "0", None: ""}[commit["dirty"]]
+def job_environment(record: Mapping[str, Any]) -> dict[str, str]:
+  """The site's folders and the source's commit, for jobs whose source is a snapshot elsewhere.
+
+  Args:
+    record: An experiment's record, or what `code_state` returned. A record's `site` counts: within
+      a job, this process's own folders would be those beside the snapshot.
+  """
+  env = dict(record.get("site") or _site_environment())
+  env["NTC_COMMIT"] = record["commit"] or ""
+  env["NTC_DIRTY"] = {True: "1", False: "0", None: ""}[record["dirty"]]
   return env
 
 
@@ -948,6 +965,35 @@ def check_units(units: Sequence[hyper.WorkUnit], project_dir: pathlib.Path) -> s
     file = pathlib.Path(folder) / "units.json"
     runs.write_json(file, [unit.to_json() for unit in units])
     return _check(project_dir, main, f"--check_units={file}")
+
+
+def check_arguments(args: Sequence[str], main: str, project_dir: pathlib.Path) -> None:
+  """Has the task's own entry point parse arguments for all jobs; TensorFlow is not started.
+
+  Raises:
+    LaunchError: It does not take them.
+  """
+  with tempfile.TemporaryDirectory(prefix="ntc-check-") as folder:
+    file = pathlib.Path(folder) / "units.json"
+    runs.write_json(file, [])
+    is_evaluation = main.endswith(f".{EVAL_TASK}")
+    try:
+      _check(project_dir, main, "--check_args" if is_evaluation else f"--check_units={file}", *args)
+    except LaunchError as e:
+      raise LaunchError(f"--args: {e}") from e
+
+
+def check_dataset_name(dataset: str) -> None:
+  """Whether a data set is a known name or could be a path; its pictures are not looked at.
+
+  Raises:
+    LaunchError: It is neither.
+  """
+  found = datasets.absolute(dataset)
+  if found not in datasets.known() and not pathlib.Path(found).is_absolute():
+    raise LaunchError(
+      f"Unknown data set {dataset!r}. Known: {', '.join(datasets.known())}; or a folder, a glob."
+    )
 
 
 def check_dataset(dataset: str, project_dir: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import random
 import re
 import shlex
 import shutil
@@ -31,10 +32,11 @@ FIELDS = ("job_name", "array", "log_file", "source", "command")
 DEFAULT_MAX_ARRAY_SIZE = 1001
 
 # A task that was heard of within this many seconds is not LOST, whatever Slurm says.
-STALE_SECONDS = 90.0
-_LOOK_AGAIN_SECONDS = 2.0
+STALE_SECONDS = launchers.STALE_SECONDS
+_LOOK_AGAIN_SECONDS = 0.2
 _LOCK_SECONDS = 60.0
 _COMMAND_SECONDS = 120.0
+_REQUEUE_ATTEMPTS = 4
 
 _ACTIVE = (
   "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED",
@@ -56,8 +58,16 @@ _ENDED = {
 }
 _FINAL = ("DONE", "FAILED", "TIMEOUT", "CANCELLED")
 
-# The launcher decides these for each array.
-_RESERVED = ("array", "a", "wrap", "test-only", "wait", "W", "parsable", "output", "o")
+# The launcher decides these for each array; of another cluster it could ask nothing.
+_RESERVED = ("array", "wrap", "test-only", "wait", "parsable", "output", "clusters")
+_RESERVED_LETTERS = "aWoM"
+# Options of sbatch that take no value, or take it after "=" only.
+_NO_VALUE = (
+  "contiguous", "exclusive", "get-user-env", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice",
+  "no-kill", "no-requeue", "overcommit", "oversubscribe", "propagate", "quiet", "reboot", "requeue",
+  "spread-job", "use-min-nodes", "verbose",
+)  # fmt: skip
+_NO_VALUE_LETTERS = "HOQksv"
 
 
 class SlurmError(launchers.LaunchError):
@@ -71,12 +81,16 @@ class SlurmError(launchers.LaunchError):
 # What a job is given of its own: Slurm's words, and its GPUs.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
 _GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")
+_OF_A_TASK = ("NTC_WORKERS", "NTC_SUPERVISED")
+# What people set for their own eyes would hide tasks from the launcher.
+_VIEWS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 
 
 def environment() -> dict[str, str]:
   """This process's environment for Slurm's commands: from within a job, without that job's own."""
-  env = dict(os.environ)
-  env.pop("PYTHONSAFEPATH", None)  # `python -m` must find the source in the cwd.
+  env = {name: value for name, value in os.environ.items() if not name.startswith(_VIEWS)}
+  for name in ("PYTHONSAFEPATH", *_OF_A_TASK):  # `python -m` must find the source in the cwd.
+    env.pop(name, None)
   if "SLURM_JOB_ID" in env:
     for name in list(env):
       if name in _GPUS_OF_A_JOB or (name.startswith(_OF_A_JOB) and name != "SLURM_CONF"):
@@ -90,6 +104,11 @@ def call(*argv: str, text: Optional[str] = None) -> str:
   Raises:
     SlurmError: It is not here, failed, or did not answer.
   """
+  return _run(*argv, text=text).stdout
+
+
+def _run(*argv: str, text: Optional[str] = None) -> "subprocess.CompletedProcess[str]":
+  """`call` with both outputs."""
   try:
     done = subprocess.run(
       argv, env=environment(), input=text or "", capture_output=True, text=True, errors="replace",
@@ -98,13 +117,16 @@ def call(*argv: str, text: Optional[str] = None) -> str:
   except FileNotFoundError as e:
     raise SlurmError(f"There is no {argv[0]!r} on the PATH.") from e
   except subprocess.TimeoutExpired as e:
-    raise SlurmError(f"{argv[0]} did not answer within {_COMMAND_SECONDS:.0f} s.") from e
+    said: Any = e.stderr or b""  # Bytes, even of a text.
+    words = " ".join((said if isinstance(said, str) else said.decode(errors="replace")).split())
+    message = f"{argv[0]} did not answer within {_COMMAND_SECONDS:.0f} s. {words}"
+    raise SlurmError(message.strip()) from e
   if done.returncode:
     words = " ".join((done.stderr.strip() or done.stdout.strip()).split())
     raise SlurmError(
       f"{argv[0]} failed ({done.returncode}): {words or 'without a word'}", done.returncode
     )
-  return done.stdout
+  return done
 
 
 # Batch scripts
@@ -223,14 +245,19 @@ class SlurmExecutor(launchers.Executor):
 
   def _check_text(self) -> None:
     fill(self._template, dict.fromkeys(FIELDS, ""))
+    may_be_value = False
     for i, arg in enumerate(self._sargs):
       option, _, value = arg.partition("=")
-      name = option.lstrip("-")
-      if not arg.startswith("--") and arg.startswith("-"):
-        name = name[:1]
-      if arg.startswith("-") and name in _RESERVED:
-        raise launchers.LaunchError(f"--sargs: {arg!r} is set by the launcher.")
-      if option == "--signal":
+      if not arg.startswith("-") and not may_be_value:
+        raise launchers.LaunchError(
+          f"--sargs: {arg!r} is no option, and sbatch would take it for the batch script."
+        )
+      may_be_value = _takes_next(arg)
+      if _is_reserved(option):
+        raise launchers.LaunchError(
+          f"--sargs: {arg!r} is set by the launcher, or the launcher cannot work with it."
+        )
+      if len(option) > 4 and "--signal".startswith(option):
         value = value or (self._sargs[i + 1] if i + 1 < len(self._sargs) else "")
         if not value.startswith(("B:USR2", "BR:USR2", "RB:USR2", "B:SIGUSR2")):
           raise launchers.LaunchError(
@@ -294,21 +321,30 @@ class SlurmExecutor(launchers.Executor):
     """
     self.check()
     array = _Array("run", 0, tuple(range(min(count, self.max_array_size()))))
-    done = subprocess.run(
-      ["sbatch", "--test-only", *self._sargs], env=environment(), capture_output=True, text=True,
-      input=self._script(array, None, parent, title), timeout=_COMMAND_SECONDS, check=False,
-    )  # fmt: skip
-    words = (done.stderr.strip() + "\n" + done.stdout.strip()).strip()
-    if done.returncode:
-      raise SlurmError(f"sbatch --test-only failed ({done.returncode}): {words}")
-    return words
+    script = self._script(array, None, parent, title)
+    done = _run("sbatch", "--test-only", *self._sargs, text=script)
+    return (done.stderr.strip() + "\n" + done.stdout.strip()).strip()
 
   def _sbatch(self, script: str, more: Sequence[str] = ()) -> str:
-    said = call("sbatch", "--parsable", "--hold", *self._sargs, *more, text=script)
-    ids = re.findall(r"^(\d+)(?:;.*)?$", said, re.MULTILINE)
+    done = _run("sbatch", "--parsable", "--hold", *self._sargs, *more, text=script)
+    if done.stderr.strip():  # What the site has to say of a job that it took.
+      print(done.stderr.strip(), file=sys.stderr, flush=True)
+    ids = re.findall(r"^(\d+)(?:;(.*))?$", done.stdout, re.MULTILINE)
     if not ids:
-      raise SlurmError(f"sbatch gave no job id: {said.strip()!r}")
-    return str(ids[-1])
+      raise SlurmError(f"sbatch gave no job id: {done.stdout.strip()!r}")
+    xid, cluster = ids[-1]
+    if cluster and cluster != self._cluster():
+      _scancel(["-M", cluster, xid])
+      raise SlurmError(
+        f"sbatch went to the cluster {cluster!r}, of which the launcher cannot ask anything; array "
+        f"{xid} is cancelled there. Launch on a login node of {cluster!r}."
+      )
+    return str(xid)
+
+  def _cluster(self) -> Optional[str]:
+    """The name of the cluster that Slurm's commands ask."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", call("scontrol", "show", "config"), re.M)
+    return found[1] if found else None
 
   def reserve(
     self, experiments_dir: pathlib.Path, wids: Sequence[int], title: str
@@ -437,8 +473,8 @@ class SlurmExecutor(launchers.Executor):
   def follow(self, experiment: launchers.Experiment) -> Sequence[str]:
     """Asks squeue, and of what it does not list sacct."""
     self._logs = experiment.path / "logs"
-    self._view = View(experiment.ids())
-    self._view.submitted = experiment.submitted_at()
+    self._view = View(experiment.ids(self.name))
+    self._view.submitted = max((float(n["time"]) for n in experiment.submissions()), default=0.0)
     return self._view.look(experiment.jobs())
 
   def observe(self, job: launchers.Job) -> dict[str, Any]:
@@ -503,6 +539,20 @@ class SlurmExecutor(launchers.Executor):
     return fates
 
 
+def _is_reserved(option: str) -> bool:
+  """Whether an option is the launcher's, abbreviated as getopt permits."""
+  if option.startswith("--"):
+    return len(option) > 2 and any(name.startswith(option[2:]) for name in _RESERVED)
+  return option.startswith("-") and option[1:2] in tuple(_RESERVED_LETTERS)
+
+
+def _takes_next(arg: str) -> bool:
+  """Whether the word after this one of sbatch's may be its value."""
+  if arg.startswith("--"):
+    return "=" not in arg and arg[2:] not in _NO_VALUE
+  return len(arg) == 2 and arg[0] == "-" and arg[1] not in _NO_VALUE_LETTERS
+
+
 def _whole_arrays(names: Sequence[str], ids: Mapping[str, str]) -> list[str]:
   """The ids of jobs as scancel takes them, an array as one where all of its tasks are meant."""
   wanted: dict[str, set[int]] = {}
@@ -553,17 +603,26 @@ class View:
   def look(self, jobs: Sequence[launchers.Job]) -> list[str]:
     """Asks Slurm about the jobs whose own records are not final; returns notes for people."""
     notes: list[str] = []
-    names = [job.name for job in jobs if job.folder.read_state().get("state") not in _FINAL]
-    wanted = [self.ids[name] for name in names if name in self.ids]
-    if not wanted:
+    records = {
+      self.ids[job.name]: (job, record)
+      for job in jobs
+      if job.name in self.ids
+      for record in [{"state": "PENDING", **job.folder.read_state()}]
+      if record["state"] not in _FINAL
+    }
+    if not records:
       return notes
-    unknown = self.ask_squeue(wanted, notes)
+    unknown = self.ask_squeue(list(records), notes)
     if unknown:
       self._ask_sacct(unknown)
-      unknown = [task for task in unknown if task not in self.answers]
+      unknown = [
+        task for task in unknown
+        if task not in self.answers and self._age(*records[task]) >= STALE_SECONDS
+      ]  # fmt: skip
     if unknown and not notes:
       time.sleep(_LOOK_AGAIN_SECONDS)
-      self.ask_squeue(unknown, notes)
+      unknown = self.ask_squeue(unknown, notes)
+      self._ask_scontrol([t for t in unknown if records[t][1]["state"] != "RUNNING"])
     return notes
 
   def ask_squeue(self, wanted: Sequence[str], notes: list[str]) -> list[str]:
@@ -572,7 +631,7 @@ class View:
     try:
       said = call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", arrays)
     except SlurmError as e:
-      if "Invalid job id" not in str(e):
+      if "Invalid job id specified" not in str(e):  # It has forgotten all of them.
         notes.append(f"{e} The states are the runs' own.")
         return list(wanted)
       said = ""
@@ -590,6 +649,7 @@ class View:
 
   def _ask_sacct(self, wanted: Sequence[str]) -> None:
     arrays = ",".join(dict.fromkeys(task.split("_")[0] for task in wanted))
+    asked = set(wanted)
     try:
       said = call("sacct", "-n", "-P", "-X", "-j", arrays, "-o", "JobID,State,ExitCode")
     except SlurmError:  # Many sites have none.
@@ -597,8 +657,25 @@ class View:
     for line in said.splitlines():
       task, _, rest = line.strip().partition("|")
       state, _, code = rest.partition("|")
-      if task in wanted and state:
+      if task in asked and state:
         self.answers[task] = (state.split()[0], f"exit code {code}")
+
+  def _ask_scontrol(self, wanted: Sequence[str]) -> None:
+    """Asks about tasks that wait: they have no heartbeat, so only Slurm's lists tell of them."""
+    for xid in dict.fromkeys(task.split("_")[0] for task in wanted):
+      tasks = [task for task in wanted if task.split("_")[0] == xid]
+      try:
+        said = call("scontrol", "-o", "show", "job", xid)
+      except SlurmError as e:
+        if "Invalid job id specified" not in str(e):
+          for task in tasks:
+            self.misses[task] = 0  # Nobody has said that it is gone.
+        continue
+      for line in said.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for task in tasks:
+          if _is_among(int(task.split("_")[1]), fields.get("ArrayTaskId", "")):
+            self.answers[task] = (fields.get("JobState", ""), fields.get("Reason", ""))
 
   def judged(self, job: launchers.Job) -> dict[str, Any]:
     """A job's state record, completed by what Slurm said."""
@@ -611,6 +688,8 @@ class View:
         reason = f"not started: {job.after.name} is {first['state']}"
         return {**record, "state": "CANCELLED", "reason": reason}
     task = self.ids.get(job.name)
+    if task is None and record["state"] == "RUNNING":  # Started elsewhere than on Slurm.
+      return launchers.observe(job.folder)
     if task is None:
       return {**record, "reason": "not submitted: rerun does that"}
     return judge(record, self.answers.get(task), self.misses.get(task, 0), self._age(job, record))
@@ -625,6 +704,19 @@ class View:
       with contextlib.suppress(OSError):
         heard = max(heard, job.folder.supervisor_lock_file.stat().st_mtime)
     return self._now - heard
+
+
+def _is_among(index: int, spec: str) -> bool:
+  """Whether scontrol means the index by "0-3,8-20:4%2"; a long list that it cuts is "0,2,..."."""
+  parts = spec.split("%")[0].split(",")
+  for i, part in enumerate(parts):
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part)
+    if match is None:
+      return "..." in "".join(parts[i:])
+    first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+    if first <= index <= last and (index - first) % step == 0:
+      return True
+  return False
 
 
 def judge(
@@ -673,9 +765,11 @@ def judge(
 class _Requeues(supervise.Restarts):
   """A task that its time limit interrupts is requeued by scontrol; within limits."""
 
-  def __init__(self, folder: runs.RunDir, max_requeues: int, task: str):
-    self._folder, self._max, self._task = folder, max_requeues, task
+  def __init__(self, folder: runs.RunDir, max_requeues: int, task: str, saves: bool = True):
+    """Args: the job's folder; how often at most; "12_0"; whether checkpoints show its progress."""
+    self._folder, self._max, self._task, self._saves = folder, max_requeues, task, saves
     self._wanted = False
+    self._sent: Sequence[int] = ()
 
   def _newest(self) -> str:
     """The newest checkpoint's name; empty where there is none."""
@@ -683,7 +777,11 @@ class _Requeues(supervise.Restarts):
 
   def _idle_restarts(self, record: Mapping[str, Any]) -> int:
     """How many restarts in a row, the recorded attempt included, saved no newer checkpoint."""
-    if record.get("restart", 0) == 0 or record.get("started_from") != self._newest():
+    if (
+      not self._saves
+      or record.get("restart", 0) == 0
+      or record.get("started_from") != self._newest()
+    ):
       return 0
     return int(record.get("idle_restarts", 0)) + 1
 
@@ -705,6 +803,7 @@ class _Requeues(supervise.Restarts):
     return facts, self._no_progress(before)
 
   def stop(self, record: Mapping[str, Any], sent: Sequence[int]) -> tuple[str, Optional[str]]:
+    self._sent = sent
     failed = self._no_progress(record)
     if failed is not None:
       return "FAILED", failed
@@ -722,18 +821,45 @@ class _Requeues(supervise.Restarts):
     if not self._wanted:
       return None
     count = int(self._folder.read_state().get("requeues", 0))
+    problem: Optional[Exception] = None
     try:
       self._folder.write_state("REQUEUED", requeues=count + 1)
+      for attempt in range(_REQUEUE_ATTEMPTS):
+        if attempt:
+          time.sleep(random.uniform(5.0, 15.0))
+        problem = self._requeue()
+        if problem is None or signal.SIGTERM in self._sent:
+          return None  # The requeue ends all of the job's processes; a late answer does not count.
+        if not _is_passing(problem):
+          break
+    except OSError as e:
+      problem = e
+    return f"interrupted by its time limit, and could not be requeued: {problem}"
+
+  def _requeue(self) -> Optional[SlurmError]:
+    try:
       call("scontrol", "requeue", self._task)
-    except (SlurmError, OSError) as e:
-      if isinstance(e, SlurmError) and e.code in (-signal.SIGTERM, -signal.SIGKILL):
-        return None  # The requeue ends all of the job's processes, this command's included.
-      return f"interrupted by its time limit, and could not be requeued: {e}"
+    except SlurmError as e:
+      # The requeue ends all of the job's processes, this command's included.
+      return None if e.code in (-signal.SIGTERM, -signal.SIGKILL) else e
     return None
 
 
-def run_task(folder: pathlib.Path, kind: str, offset: int) -> int:
-  """Runs the job of this array task under the supervisor; returns the exit code."""
+def _is_passing(problem: SlurmError) -> bool:
+  """Whether a busy controller, rather than a site's rules, refused."""
+  words = ("disabled", "Invalid", "There is no")
+  return not any(word in str(problem) for word in words)
+
+
+def run_task(folder: pathlib.Path, kind: str, offset: int, early: Sequence[int] = ()) -> int:
+  """Runs the job of this array task under the supervisor; returns the exit code.
+
+  Args:
+    folder: The experiment's.
+    kind: "run" or "eval".
+    offset: The wid of the array's index 0.
+    early: The signals that came so far; more may come while this runs.
+  """
   array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
   experiment = launchers.Experiment.open(folder)
   job = experiment.job(kind, offset + int(index))
@@ -747,9 +873,21 @@ def run_task(folder: pathlib.Path, kind: str, offset: int) -> int:
   deadline = time.monotonic() + _LOCK_SECONDS
   while time.monotonic() < deadline and _is_held(job.folder):  # A former attempt may be ending.
     time.sleep(1.0)
-  limit = int(experiment.record["executor"].get("max_requeues", 0))
   argv = [*_workers(job), *job.argv]
-  return supervise.supervise(job.folder, argv, _Requeues(job.folder, limit, f"{array}_{index}"))
+  # Evaluations and latent optimisations have no checkpoints.
+  saves = kind == "run" and experiment.record["task"] == "train"
+  requeues = _Requeues(job.folder, _max_requeues(experiment), f"{array}_{index}", saves)
+  # srun makes a SIGKILL of a SIGTERM, and hands SIGUSR2 on; trainers take both alike.
+  instead: dict[int, int] = {}
+  if len(argv) > len(job.argv):
+    instead = {signal.SIGTERM: signal.SIGUSR2}
+  return supervise.supervise(job.folder, argv, requeues, instead, early)
+
+
+def _max_requeues(experiment: launchers.Experiment) -> int:
+  """Of the newest submission to Slurm: the record's executor may be another by now."""
+  options = [experiment.record["executor"], *experiment.submissions()]
+  return int(next((o["max_requeues"] for o in reversed(options) if "max_requeues" in o), 0))
 
 
 def _workers(job: launchers.Job) -> list[str]:
@@ -767,7 +905,14 @@ def _workers(job: launchers.Job) -> list[str]:
   os.environ["NTC_WORKERS"] = ",".join(_worker_addresses(count))
   # Exit code 75 is not bad: nobody is killed because another saved its state a moment earlier.
   # Who lost a worker notices that; whoever does not is ended a minute after the first end.
-  argv = ["srun", f"--ntasks={count}", "--kill-on-bad-exit=0", "--wait=60", "--mpi=none"]
+  argv = [
+    "srun",
+    f"--ntasks={count}",
+    "--distribution=block",
+    "--kill-on-bad-exit=0",
+    "--wait=60",
+    "--mpi=none",
+  ]
   if "SLURM_NTASKS" not in os.environ:
     argv.append("--ntasks-per-node=1")
   cpus = os.environ.get("SLURM_CPUS_PER_TASK")
@@ -817,12 +962,15 @@ def _is_held(folder: runs.RunDir) -> bool:
 
 def main(argv: Sequence[str]) -> int:
   """The command line of a task; see the module's docstring."""
+  early: list[int] = []  # Until the supervisor listens.
+  for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda received, frame: early.append(received))
   if len(argv) != 3 or not argv[2].isdigit() or "SLURM_ARRAY_TASK_ID" not in os.environ:
     print("usage, within a Slurm array: python -m common.slurm EXPERIMENT run|eval OFFSET",
           file=sys.stderr)  # fmt: skip
     return 2
   try:
-    return run_task(pathlib.Path(argv[0]), argv[1], int(argv[2]))
+    return run_task(pathlib.Path(argv[0]), argv[1], int(argv[2]), early)
   except (launchers.LaunchError, runs.RunError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 1

@@ -78,13 +78,21 @@ class Restarts:
     return None
 
 
-def supervise(job: runs.RunDir, argv: Sequence[str], restarts: Optional[Restarts] = None) -> int:
+def supervise(
+  job: runs.RunDir,
+  argv: Sequence[str],
+  restarts: Optional[Restarts] = None,
+  instead: Optional[Mapping[int, int]] = None,
+  early: Sequence[int] = (),
+) -> int:
   """Runs a task to its end and records it; returns the exit code for the job.
 
   Args:
     job: The job's folder: a run directory, or a bare folder for an evaluation.
     argv: The task's program and arguments.
     restarts: Decides what becomes of a task that stopped.
+    instead: What the task is sent in place of SIGTERM or SIGUSR2.
+    early: Signals that the caller was sent before this listens.
   """
   try:
     # A trainer that was started by hand holds the run's own lock; its state is not ours to write.
@@ -92,7 +100,7 @@ def supervise(job: runs.RunDir, argv: Sequence[str], restarts: Optional[Restarts
     if holder is not None:
       raise runs.RunError(f"The run {job.path} is in use by {holder}. Wait for it or stop it.")
     with runs.holding(job.supervisor_lock_file, f"The job {job.path}"):
-      return _Supervisor(job, argv, restarts or Restarts()).run()
+      return _Supervisor(job, argv, restarts or Restarts(), instead or {}).run(early)
   except (runs.RunError, OSError) as e:  # Once the task runs, nothing here raises OSError.
     _say(f"not started: {e}")
     return 1
@@ -106,17 +114,22 @@ def _say(text: str) -> None:
 class _Supervisor:
   """One attempt at one task."""
 
-  def __init__(self, job: runs.RunDir, argv: Sequence[str], restarts: Restarts):
+  def __init__(
+    self, job: runs.RunDir, argv: Sequence[str], restarts: Restarts, instead: Mapping[int, int]
+  ):
     self.job = job
+    self.instead = dict(instead)
     self.restarts = restarts
     self.argv = list(argv)
     self.task: Optional[subprocess.Popen[bytes]] = None
     self.sent: list[int] = []
     self.killed = False
 
-  def run(self) -> int:
+  def run(self, early: Sequence[int]) -> int:
     for received in (*_FORWARDED, signal.SIGQUIT):
       signal.signal(received, self._on_signal)
+    for number in early:
+      self._on_signal(number, None)
     before = self.job.read_state()
     if before.get("state") == "DONE":  # A requeue that came too late.
       return 0
@@ -196,13 +209,14 @@ class _Supervisor:
       if number == signal.SIGKILL:
         os.killpg(self.task.pid, number)  # And what the task itself has started.
       else:
-        self.task.send_signal(number)
+        self.task.send_signal(self.instead.get(number, number))
 
   def _finish(self, code: int, start: int) -> int:
     own = self.job.read_state()
     if code == 0 and own.get("state") == "DONE":
       return 0
-    stopped = -code in self.sent and not self.killed
+    sent = {*self.sent, *(self.instead.get(number, number) for number in self.sent)}
+    stopped = -code in sent and not self.killed
     if code == runs.EXIT_RESUME or stopped:
       reason = "stopped before it could save"
       if not stopped:

@@ -6,7 +6,10 @@ lies in $FAKE_SLURM as files. Faults are files there, too:
     squeue-empty, squeue-fails, sacct-empty     what their names say
     squeue-lag                                  squeue shows what it showed first
     sbatch-refuses-N                            the Nth call of sbatch is refused
+    foreign-cluster, sbatch-says                sbatch answers "id;other", or writes the file's text
     no-requeue                                  scontrol requeue is refused
+    requeue-busy                                the first scontrol requeue is; the fault then goes
+    forgotten, scontrol-fails                   scontrol show job knows no job, or nothing at all
     requeue-delay                               a requeued task stays PENDING
     nothing-starts                              released arrays stay PENDING
     signal-at-sbatch-N, signal-at-release       the launcher gets the signal that the file names,
@@ -137,7 +140,9 @@ def sbatch(argv):
   else:
     _start(array)
   _signal_launcher(f"signal-at-sbatch-{number}")
-  print(array.xid)
+  if _is_faulty("sbatch-says"):
+    print((_root() / "sbatch-says").read_text(), file=sys.stderr)
+  print(f"{array.xid};other" if _is_faulty("foreign-cluster") else array.xid)
   return 0
 
 
@@ -233,6 +238,9 @@ def _listed(argv):
 def squeue(argv):
   if _is_faulty("squeue-fails"):
     return _fail("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+  for word in argv[argv.index("-j") + 1].split(","):
+    if not word.isdigit():
+      return _fail(f"Invalid job id: {word}")
   if _is_faulty("squeue-empty"):
     return 0
   shown = {"REQUEUE": "COMPLETING", "CANCEL": "COMPLETING"}
@@ -260,7 +268,8 @@ def sacct(argv):
 def scontrol(argv):
   if argv == ["show", "config"]:
     limit = (_root() / "max_array_size").read_text()
-    print(f"Configuration data as of now\nMaxArraySize            = {limit}\nMaxJobCount = 9")
+    print("Configuration data as of now\nClusterName = fake")
+    print(f"MaxArraySize            = {limit}\nMaxJobCount = 9")
     return 0
   if argv[0] == "release":
     _signal_launcher("signal-at-release")
@@ -271,8 +280,26 @@ def scontrol(argv):
   if argv[0] == "requeue":
     if _is_faulty("no-requeue"):
       return _fail("Requested operation is presently disabled for job")
+    if _is_faulty("requeue-busy"):
+      (_root() / "requeue-busy").unlink()
+      return _fail("slurm_requeue error: Unable to contact slurm controller (connect failure)")
     xid, _, index = argv[1].partition("_")
     requeue(xid, index)
+    return 0
+  if argv[:2] == ["show", "hostnames"]:
+    print("n1\nn2")
+    return 0
+  if argv[:2] == ["show", "node"]:
+    print(f"NodeName={argv[2]} NodeAddr=127.0.0.1")
+    return 0
+  if argv[:3] == ["-o", "show", "job"]:
+    if _is_faulty("scontrol-fails"):
+      return _fail("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    if _is_faulty("forgotten"):
+      return _fail("slurm_load_jobs error: Invalid job id specified")
+    for array, index, task in _listed(["-j", argv[3]]):
+      state = f"JobState={task['state']} Reason={task['reason']}"
+      print(f"JobId=1 ArrayJobId={array.xid} ArrayTaskId={index} JobName=a b {state}")
     return 0
   return _fail(f"unknown: {argv}")
 
@@ -300,7 +327,7 @@ def send(xid, index, number):
 
 
 def scancel(argv):
-  for word in argv:
+  for word in argv[2:] if argv[0] == "-M" else argv:
     xid, _, spec = word.partition("_")
     array = Array(xid)
     indices = array.tasks()

@@ -94,12 +94,15 @@ EVAL = """
 import os, pathlib, sys, time
 from common import runs
 
+if sys.argv[1] == "--check_args":
+  sys.exit(0)
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 job = runs.RunDir(pathlib.Path(given["--job_dir"]))
 run = runs.RunDir.open(given["--workdir"])
 if run.read_state()["state"] != "DONE":
   raise SystemExit("no checkpoint")
 facts = {"argv": sys.argv[1:], "cwd": os.getcwd(), "time": time.time()}
+facts["env"] = {k: v for k, v in os.environ.items() if k.startswith("NTC_")}
 runs.write_json(job.path / "facts.json", facts)
 job.write_state("DONE", step=24, num_steps=24)
 """

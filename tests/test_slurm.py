@@ -65,9 +65,9 @@ def cluster(tmp_path, monkeypatch):
       fake_slurm.scancel([array.xid])
 
 
-def submit(command, *argv, config=None):
+def submit(command, *argv, **more):
   """Launches; returns the experiment's id."""
-  code = command.launch(*argv, config=config)
+  code = command.launch(*argv, **more)
   assert code == 0, command.err + command.out
   return next(line.split()[1][:-1] for line in command.out.splitlines() if "Experiment" in line)
 
@@ -149,6 +149,14 @@ def test_test_only_submits_nothing(command, cluster):
   [
     ("--array=0-3", "set by the launcher"),
     ("-W", "set by the launcher"),
+    ("--clusters=other", "set by the launcher"),
+    ("-Mother", "set by the launcher"),
+    ("--outp=x", "set by the launcher"),
+    ("--sig=USR1@60", "B:USR2"),
+    ("nonsense.sh", "batch script"),
+    ("--partition=gpu nonsense.sh", "batch script"),
+    ("--hold nonsense.sh", "batch script"),
+    ("-pgpu nonsense.sh", "batch script"),
     ("--signal=USR1@60", "B:USR2"),
     ("it's", "quotation"),
   ],
@@ -165,6 +173,45 @@ def test_refused_submission_leaves_nothing_and_gives_slurms_words(command, clust
   assert command.launch() == 2
   assert "Job violates accounting policy" in command.err
   assert not command.experiments.exists()
+
+
+def test_array_that_went_to_another_cluster_is_cancelled(command, cluster):
+  cluster.fault("foreign-cluster")
+  assert command.launch() == 2
+  assert "cluster 'other'" in command.err
+  (array,) = cluster.arrays()
+  assert cluster.states(array.xid) == ["CANCELLED"] * 4
+  assert not command.experiments.exists()
+
+
+def test_what_sbatch_says_of_a_job_that_it_takes_is_shown(command, cluster):
+  cluster.fault("nothing-starts")
+  cluster.fault("sbatch-says", text="sbatch: your quota is nearly spent")
+  submit(command)
+  assert "your quota is nearly spent" in command.err
+
+
+def test_wrong_arguments_for_the_tasks_stop_before_anything_is_submitted(command, cluster, capsys):
+  command.project = ROOT
+  config = "factorized/configs/bls2017.py:tiny"
+  for args, says in (("--nonsense", "nonsense"), ("x", "Left over"), ("--help", "--help")):
+    assert command.launch(f"--args={args}", main="factorized.train", config=config) == 2
+    assert says in command.err
+  assert cluster.arrays() == []
+  cluster.fault("nothing-starts")
+  xid = submit(command, "--args=--alsologtostderr", main="factorized.train", config=config)
+  argv = [f"--workdirs={command.experiments / xid}", "--dataset=sample"]
+  for args in ("--nonsense", "--mode=nonsense"):
+    assert launch_eval.main([*argv, f"--args={args}"], ROOT) == 2
+    said = capsys.readouterr().err
+    assert "--args: " in said and "nonsense" in said
+  assert len(cluster.arrays()) == 1
+
+
+def test_peoples_own_views_do_not_hide_tasks(monkeypatch):
+  for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SCANCEL_PARTITION", "NTC_WORKERS"):
+    monkeypatch.setenv(name, "x")
+    assert name not in slurm.environment()
 
 
 def test_failed_creation_takes_the_array_back(command, cluster, monkeypatch):
@@ -496,6 +543,74 @@ def test_time_limit_requeues_the_task_which_goes_on(command, cluster, tmp_path, 
   assert len(cluster.arrays()) == 1
 
 
+def test_requeue_is_tried_again_while_the_controller_is_busy(command, cluster, tmp_path, listens):
+  cluster.fault("requeue-busy")
+  xid = waiting(command, cluster, tmp_path)
+  fake_slurm.send(xid, 0, signal.SIGUSR2)
+  wait_for(lambda: command.run(xid, 0).read_state().get("attempt") == 2)
+  assert not (cluster.state / "requeue-busy").exists()
+  (tmp_path / "go").touch()
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+def catches(pid, number):
+  """Whether a process has a handler for a signal."""
+  text = pathlib.Path(f"/proc/{pid}/status").read_text()
+  caught = next(line.split()[1] for line in text.splitlines() if line.startswith("SigCgt"))
+  return bool(int(caught, 16) & 1 << (number - 1))
+
+
+def test_a_time_limit_before_the_task_has_started_requeues_it(command, cluster, tmp_path):
+  cluster.fault("nothing-starts")
+  xid = submit(command, config=f"{command.config}:tiny")
+  cluster.fault("nothing-starts", there=False)
+  cluster.fault("requeue-delay")
+  with runs.holding(command.run(xid, 0).lock_file, "The former attempt"):
+    fake_slurm._start(cluster.arrays()[0])
+    wait_for(lambda: cluster.states(xid)[0] == "RUNNING")
+    wait_for(lambda: catches(fake_slurm.Array(xid).read(0)["pid"], signal.SIGUSR2))
+    fake_slurm.send(xid, 0, signal.SIGUSR2)
+  wait_for(lambda: fake_slurm.Array(xid).read(0)["state"] == "PENDING")
+  assert command.run(xid, 0).read_state()["requeues"] == 1
+  cluster.fault("requeue-delay", there=False)
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 2
+
+
+# What srun does with these two signals.
+SRUN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda n, f: sys.exit(137))
+signal.signal(signal.SIGUSR2, lambda n, f: sys.exit(75))
+print("listens", flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_are_asked_to_stop_by_a_signal_that_srun_hands_on(
+  command, cluster, project, monkeypatch
+):
+  file = project / "fake" / "configs" / "base.py"
+  group = 'config.train_eval_config = ml_collections.ConfigDict({"strategy": "multi_worker"})'
+  file.write_text(file.read_text().replace("  config.needs", f"  {group}\n  config.needs"))
+  srun = cluster.state.parent / "bin" / "srun"
+  srun.write_text(f"#!{sys.executable}\n{SRUN}")
+  srun.chmod(0o755)
+  values = "export SLURM_NTASKS=2 'SLURM_TASKS_PER_NODE=1(x2)' 'SLURM_JOB_NODELIST=n[1-2]'"
+  template = slurm_template.TEMPLATE.replace("exec", f"{values}\nexec")
+  monkeypatch.setattr(slurm_template, "TEMPLATE", template)
+  xid = submit(command, config=f"{command.config}:tiny")
+  run = command.run(xid, 0)
+  wait_for(lambda: run.log_file.exists() and "listens" in run.log_file.read_text())
+  assert "srun --ntasks=2" in run.log_file.read_text()
+  fake_slurm.send(xid, 0, signal.SIGTERM)
+  wait_for(lambda: run.read_state()["state"] != "RUNNING")
+  state = run.read_state()
+  assert (state["state"], state["exit_code"]) == ("REQUEUED", 75)
+  assert "stopped by Slurm" in state["reason"]
+
+
 def test_preempted_task_saves_and_does_not_requeue_itself(command, cluster, tmp_path, listens):
   xid = waiting(command, cluster, tmp_path)
   fake_slurm.requeue(xid, 0)
@@ -579,6 +694,65 @@ def test_cancel_stops_what_runs_and_what_waits(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 2 + ["CANCELLED"] * 2
 
 
+SITE = ("TRAIN", "ITINF", "SLURM", "RESULTS", "REPORTS", "DATA_CACHE", "SHARED", "DATA")
+
+
+def test_jobs_use_the_folders_of_the_project_and_not_of_the_snapshot(command, cluster, monkeypatch):
+  for name in SITE:
+    monkeypatch.delenv(f"NTC_{name}_DIR", raising=False)
+  assert launched(command, "--then_eval=sample")[0] == 0
+  cluster.wait()
+  run = command.run(cluster.arrays()[0].xid, 0)
+  env = json.loads((run.path / "facts.json").read_text())["env"]
+  assert env["NTC_RESULTS_DIR"] == str(command.project / "json_results")
+  assert env["NTC_DATA_CACHE_DIR"] == str(command.project / "data_cache")
+  assert env["NTC_DATA_DIR"] == str(command.project.parent / "shared" / "data")
+  argv = [sys.executable, "launch_eval.py", f"--workdirs={run.path}", "--dataset=sample"]
+  argv += ["--use_snapshot", "--args=--skip_existing=false"]
+  monkeypatch.setenv("NTC_RESULTS_DIR", str(command.project / "others"))
+  subprocess.run(argv, cwd=command.project, check=True)
+  monkeypatch.delenv("NTC_RESULTS_DIR")
+  cluster.wait()
+  facts = json.loads((run.path / "eval-sample" / "facts.json").read_text())
+  assert facts["cwd"] == str(run.path.parent / "source")
+  assert facts["env"]["NTC_RESULTS_DIR"] == str(command.project / "others")
+
+
+def test_rerun_by_another_executor_leaves_the_others_to_slurm(command, cluster):
+  cluster.fault("nothing-starts")
+  xid = submit(command, config=f"{command.config}:tiny")
+  fake_slurm.scancel([f"{xid}_1"])
+  rerun = ("rerun", xid, "--executor=local")
+  assert command(*rerun, "--states=CANCELLED", "--wids=1") == 0
+  assert status(command, xid) == ["PENDING", "DONE"]
+  assert "Slurm: Priority" in command.out
+  assert command(*rerun) == 1
+  assert "Nothing to rerun" in command.out
+  assert command("rerun", xid, "--executor=slurm") == 1
+  assert len(cluster.arrays()) == 1
+  experiment = launchers.find_experiment(xid, command.experiments)
+  assert experiment.record["executor"]["name"] == "local"
+  assert slurm._max_requeues(experiment) == slurm_template.MAX_REQUEUES
+  assert command("cancel", xid) == 0
+  assert "wid=0-rd_lambda=0.08-seed=0 was PENDING, is CANCELLED" in command.out
+  assert cluster.states(xid)[0] == "CANCELLED"
+  assert status(command, xid) == ["CANCELLED", "DONE"]
+
+
+def test_misspelt_data_set_stops_before_anything_is_submitted(command, cluster, tmp_path):
+  for more in ([], ["--dry_run"], ["--test_only"], ["--deep_check=false"]):
+    assert command.launch("--then_eval=kodk", *more) == 2
+    assert "'kodk'" in command.err
+    assert "kodak" in command.err
+  assert command.launch(f"--then_eval={tmp_path / 'nowhere'}") == 2
+  assert "nowhere" in command.err
+  assert "--deep_check=false" in command.err
+  assert cluster.arrays() == []
+  assert not command.experiments.exists()
+  submit(command, f"--then_eval={tmp_path / 'nowhere'}", "--deep_check=false")
+  cluster.wait()
+
+
 def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster, capsys, project):
   xid = submit(command, config=f"{command.config}:tiny")
   cluster.wait()
@@ -593,6 +767,36 @@ def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster,
   assert facts["cwd"] == str(evaluation.source)
   assert command("status", str(evaluation.path)) == 0
   assert "2 DONE" in command.out
+
+
+@pytest.mark.parametrize("by", ["launch_eval", "then_eval"])
+def test_waiting_evaluations_are_not_started_again(command, cluster, capsys, project, by):
+  more = ["--then_eval=sample"] if by == "then_eval" else []
+  if by == "then_eval":
+    cluster.fault("nothing-starts")
+  xid = submit(command, *more, config=f"{command.config}:tiny")
+  cluster.wait() if by == "launch_eval" else None
+  argv = [f"--workdirs={command.experiments}/{xid}/wid=*", "--dataset=sample"]
+  holder = cluster.arrays()[0].xid
+  if by == "launch_eval":
+    cluster.fault("nothing-starts")
+    assert launch_eval.main(argv, project) == 0
+    holder = cluster.arrays()[-1].xid
+  count = len(cluster.arrays())
+  capsys.readouterr()
+  for executor in ("slurm", "local"):
+    assert launch_eval.main([*argv, f"--executor={executor}"], project) == 2
+    said = capsys.readouterr().err
+    assert f"experiment {holder}" in said
+    assert "./launch.py cancel" in said
+  assert len(cluster.arrays()) == count
+
+
+def test_evaluations_may_be_restarted_without_a_checkpoint(tmp_path):
+  before = {"restart": 2, "started_from": "", "idle_restarts": 1}
+  run = runs.RunDir(tmp_path)
+  assert slurm._Requeues(run, 3, "1_0", saves=False).start(before)[1] is None
+  assert "no progress" in slurm._Requeues(run, 3, "1_0").start(before)[1]
 
 
 # Status
@@ -651,6 +855,24 @@ def test_a_silent_squeue_is_no_failure_of_the_job(command, cluster, tmp_path, fa
   assert status(command, xid) == ["DONE"] * 2
 
 
+@pytest.mark.parametrize("fault", [None, "scontrol-fails", "forgotten"])
+def test_waiting_task_is_not_lost_because_squeue_is_silent(command, cluster, fault, monkeypatch):
+  cluster.fault("nothing-starts")
+  xid = submit(command)
+  cluster.fault("squeue-empty")
+  if fault is not None:
+    cluster.fault(fault)
+  monkeypatch.setattr(slurm, "STALE_SECONDS", 0.0)
+  assert status(command, xid) == (["LOST"] if fault == "forgotten" else ["PENDING"]) * 4
+
+
+def test_indices_that_scontrol_means():
+  for spec, indices in (("3", [3]), ("1-3%2", [1, 2, 3]), ("0-8:4,9", [0, 4, 8, 9]), ("", [])):
+    assert [i for i in range(20) if slurm._is_among(i, spec)] == indices
+  assert slurm._is_among(4000, "0,2,4,...")
+  assert not slurm._is_among(1, "0,2,4")
+
+
 def test_lagging_squeue_does_not_hide_an_end(command, cluster, tmp_path):
   xid = waiting(command, cluster, tmp_path)
   cluster.fault("squeue-lag")
@@ -685,6 +907,18 @@ def test_sacct_is_asked_where_squeue_has_forgotten(command, cluster, tmp_path, e
   assert status(command, xid) == ["LOST" if empty else "FAILED", "RUNNING"]
   (tmp_path / "go").touch()
   cluster.wait()
+
+
+def test_job_of_another_machine_without_a_heartbeat_is_lost(tmp_path):
+  job = runs.RunDir(tmp_path)
+  job.write_state("RUNNING", host="elsewhere", supervisor_pid=1)
+  job.supervisor_lock_file.touch()
+  assert launchers.observe(job)["state"] == "RUNNING"
+  old = time.time() - 2 * launchers.STALE_SECONDS
+  runs.write_json(job.state_file, {**job.read_state(), "time": old})
+  assert launchers.observe(job)["state"] == "RUNNING"
+  os.utime(job.supervisor_lock_file, (old, old))
+  assert launchers.observe(job)["state"] == "LOST"
 
 
 def test_heartbeat_of_another_machines_task(tmp_path):

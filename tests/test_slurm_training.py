@@ -32,7 +32,7 @@ def submitted(argv, env, sargs):
   (folder,) = pathlib.Path(env["NTC_TRAIN_DIR"]).glob("*/experiment.json")
   experiment = launchers.Experiment.open(folder.parent)
   job = experiment.jobs()[0]
-  array = experiment.ids()[job.name].split("_")[0]
+  array = experiment.ids("slurm")[job.name].split("_")[0]
   slurm_says("scancel", f"{array}_[1-3]")  # One setting is enough.
   slurm_says("scontrol", "release", array)
   return job, array
@@ -117,3 +117,37 @@ def test_two_tasks_train_a_run_as_one_task_does(cluster, pictures, tmp_path):
   assert f"Resumed at step {stopped['step']}" in said()
   assert job.folder.read_state()["attempt"] == 2
   _assert_same_weights(_weights(whole), _weights(job.folder))
+
+
+def test_workers_of_a_preempted_and_of_a_cancelled_run_save_their_state(
+  cluster, pictures, tmp_path
+):
+  env = {**os.environ, "NTC_NUM_THREADS": "1", "NTC_TRAIN_DIR": str(tmp_path / "xms")}
+  argv = tiny_arguments(pictures, tmp_path / "xms", steps=100_000)
+  argv += ["--config.train_data_config.batchsize=4"]
+  argv += ["--config.train_eval_config.strategy=multi_worker"]
+  argv += ["--config.train_eval_config.eval_every_steps=100000"]
+  argv += ["--config.train_eval_config.checkpoint_every_steps=100000"]
+  job, array = submitted(argv, env, "--partition=low --nodes=2 --ntasks-per-node=1")
+
+  def state():
+    return job.folder.read_state()
+
+  def has_saved():
+    return (job.folder.checkpoints_dir / f"step-{state()['step']:08d}").is_dir()
+
+  wait_for(lambda: state().get("step"))
+  slurm_says("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
+  wait_for(lambda: is_waiting(array, 0))
+  preempted = state()
+  assert (preempted["state"], preempted["exit_code"]) == ("REQUEUED", 75)
+  assert has_saved()
+  wait_for(lambda: slurm_says("squeue", "-h", "-p", "high") == "")
+  start_now(array, 0)
+  wait_for(lambda: state()["step"] > preempted["step"])
+
+  cancel = [sys.executable, "launch.py", "cancel", str(job.folder.path.parent)]
+  subprocess.run(cancel, cwd=ROOT, env=env, check=True)
+  wait_for(lambda: state()["state"] == "CANCELLED")
+  assert (state()["attempt"], state()["exit_code"]) == (2, 75)
+  assert state()["step"] > preempted["step"] and has_saved()
