@@ -1,11 +1,11 @@
 """Makes the file of LPIPS weights from the packages `lpips` and `torchvision`.
 
-    pip install torch torchvision lpips          (in any environment; about 1 GB)
+    pip install torch torchvision lpips          (into .venv or a copy of it; about 1 GB)
     python -m common.lpips_weights [OUT.npz]
 
 OUT.npz is `LPIPS_WEIGHTS` in configs.py unless it is given. torchvision downloads AlexNet (233 MB)
-the first time; the linear weights of version 0.1 are inside `lpips`. The same environment needs
-numpy, and TensorFlow for the check of the file; or copy the file to where it is needed.
+the first time; the linear weights of version 0.1 are inside `lpips`. Nothing else here needs these
+packages: the file can be copied to where it is needed.
 """
 
 import io
@@ -65,8 +65,8 @@ def state_of_package() -> dict[str, np.ndarray]:
     import torch  # noqa: F401
   except ImportError as e:
     raise flags.UsageError(
-      f"This Python lacks {e.name}: pip install torch torchvision lpips (any environment will do; "
-      "this project's needs none of them, only the file)."
+      f"This Python lacks {e.name}: pip install torch torchvision lpips (into .venv or a copy of "
+      "it; only this command needs them)."
     ) from e
   model = package.LPIPS(net="alex", version="0.1", verbose=False)
   return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}

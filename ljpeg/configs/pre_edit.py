@@ -7,7 +7,9 @@ A residual network edits the picture; what is compressed is standard JPEG with t
 Group's tables. The loss is estimated bits per pixel + rd_lambda * MSE; in training the quality is
 drawn for every batch, files are written at `model_config.tables.quality`.
 
-COST_AND_FIGURES
+As it stands, hours on a GPU, not measured here. `:small` costs about two minutes of one processor a
+rate; measured on Kodak: from 0.64 bpp at 30.7 dB to 3.02 bpp at 40.2 dB, 3% under the same standard
+JPEG without a network (docs/results.md).
 
 Variants: `:small`, filters for a CPU; `:tiny`.
 
@@ -42,10 +44,10 @@ _PRE_EDIT: dict[str, Any] = {
 
 _VARIANTS: dict[str, dict[str, Any]] = {
   "small": {
-    "train_eval_config.num_steps": 1_500,
+    "train_eval_config.num_steps": 400,
     "train_eval_config.log_metrics_every_steps": 50,
-    "train_eval_config.checkpoint_every_steps": 250,
-    "train_eval_config.eval_every_steps": 500,
+    "train_eval_config.checkpoint_every_steps": 200,
+    "train_eval_config.eval_every_steps": 200,
     "optimizer_config.learning_rate": 1e-3,
     "optimizer_config.prior_learning_rate_factor": 10.0,
     "model_config.pre_edit.filters": (12, 12, 12, 3),
