@@ -232,6 +232,18 @@ class TrainableCodec(Codec, tf.Module):
 
     return rd.rd_terms(self, x, rd_lambda, quantizer)
 
+  def search_file(self, image: np.ndarray, report: Callable[[float, str], None]) -> Optional[bytes]:
+    """A file found by a search of the codec's own for this picture: method "search" of itinf.
+
+    Args:
+      image: uint8 [H, W, 3].
+      report: Called with the share that is done, 0 to 1, and a short text; may raise to stop.
+
+    Returns None where the codec has no such search.
+    """
+    del image, report
+    return None
+
   calibration_images = 1  # How many crops `calibrate` wants at least.
 
   def calibrate(self, x: tf.Tensor) -> None:

@@ -48,6 +48,9 @@ _RANGES = {
   "itinf_config.temperature_start_step": hyper.Range(int, 0),
 }
 
+# The method of codecs that have a search of their own, see TrainableCodec.search_file.
+SEARCH = "search"
+
 # Of the method; None is its default.
 _METHOD_OPTIONS = ("temperature_upper", "sigmoid_scale", "three_class_factor", "three_class_power")
 
@@ -58,10 +61,17 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   hyper.check_numbers(config, _RANGES)
   positive = hyper.Range(float, 0, exclusive=True)
   hyper.check_numbers(config, {f"itinf_config.{k}": positive for k in _given_options(config)})
-  _make_quantizer(config)
-  _temperature(config)
+  if config.itinf_config.method != SEARCH:
+    _make_quantizer(config)
+    _temperature(config)
   data.resolve(config.data_config.dataset)
-  build(_model_config(config, _trained_run(config)))
+  codec = build(_model_config(config, _trained_run(config)))
+  own = type(codec).search_file is not TrainableCodec.search_file
+  if config.itinf_config.method == SEARCH and not own:
+    raise ValueError(
+      f"itinf_config.method 'search' is for codecs that have a search of their own. "
+      f"Known here: {', '.join(sorted(quantizers.FOR_ITERATIVE_INFERENCE))}."
+    )
 
 
 def _given_options(config: Any) -> dict[str, Any]:
@@ -123,7 +133,9 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   ckpts.restore(tf.train.Checkpoint(codec=codec), step)
   codec.prepare()
   images = data.load_eval_images(config.data_config.dataset)
-  optimizer = _LatentOptimizer(codec, config, float(model_config.rd_lambda))
+  searches = config.itinf_config.method == SEARCH
+  rd_lambda = float(model_config.rd_lambda)
+  optimizer = None if searches else _LatentOptimizer(codec, config, rd_lambda)
   num_steps = int(config.train_eval_config.num_steps)
   progress = writers.Progress(len(images) * num_steps, run=job.run, label=job.label)
   done = 0
@@ -139,7 +151,11 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
         if job.stop_requested():
           job.interrupted(done)
 
-      for record in _optimise_batch(optimizer, batch, wanted, job.run, report):
+      if optimizer is None:
+        found = _search_batch(codec, rd_lambda, num_steps, batch, wanted, job.run, report)
+      else:
+        found = _optimise_batch(optimizer, batch, wanted, job.run, report)
+      for record in found:
         records[record.image] = record
     progress.update(len(images) * num_steps)
   finally:
@@ -419,12 +435,73 @@ def _finish(
   run: runs.RunDir,
 ) -> results.EvalRecord:
   """Codes the rounded latents, decodes the file, measures, and writes the image's folder."""
-  from PIL import Image
-
-  codec = optimizer.codec
+  data_bytes = optimizer.codec.pack(latents, (image.shape[0], image.shape[1]))
   folder = _folder(run, name)
   folder.mkdir(parents=True, exist_ok=True)
-  data_bytes = codec.pack(latents, (image.shape[0], image.shape[1]))
+  with (folder / ".latents.npz.tmp").open("wb") as f:
+    np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})
+  (folder / ".latents.npz.tmp").replace(folder / "latents.npz")
+  return _write(optimizer.codec, name, image, data_bytes, facts, history, run)
+
+
+def _search_batch(
+  codec: TrainableCodec,
+  rd_lambda: float,
+  num_steps: int,
+  batch: list[tuple[str, np.ndarray]],
+  wanted: set[str],
+  run: runs.RunDir,
+  report,
+) -> list[results.EvalRecord]:
+  """As `_optimise_batch`, by the codec's own search; an image keeps its usual file if that costs
+  less."""
+  records: list[results.EvalRecord] = []
+  for name, image in batch:
+    if name not in wanted:
+      continue
+    history: list[dict[str, Any]] = []
+
+    def progress(share: float, text: str, history: list[dict[str, Any]] = history) -> None:
+      history.append({"share": share, "detail": text})
+      report(round(num_steps * (len(records) + share) / len(wanted)), text)
+
+    began = time.perf_counter()
+    files = [codec.compress(image), codec.search_file(image, progress)]
+    seconds = time.perf_counter() - began
+    costs = []
+    for data_bytes in files:
+      assert data_bytes is not None  # `check` has seen to it.
+      error = np.square(codec.decompress(data_bytes).astype(np.float64) - image)
+      bpp = 8 * len(data_bytes) / (image.shape[0] * image.shape[1])
+      costs.append(bpp + rd_lambda * float(np.mean(error)))
+    best = int(np.argmin(costs))
+    facts = {
+      "loss_before": costs[0],
+      "loss_after": costs[best],
+      "bpp_after": None,
+      "seconds": seconds,
+      "image_sha256": _sha256(image),
+    }
+    chosen = files[best]
+    assert chosen is not None
+    records.append(_write(codec, name, image, chosen, facts, history, run))
+  return records
+
+
+def _write(
+  codec: TrainableCodec,
+  name: str,
+  image: np.ndarray,
+  data_bytes: bytes,
+  facts: dict[str, Any],
+  history: list[dict[str, Any]],
+  run: runs.RunDir,
+) -> results.EvalRecord:
+  """Decodes a file, measures, and writes the image's folder."""
+  from PIL import Image
+
+  folder = _folder(run, name)
+  folder.mkdir(parents=True, exist_ok=True)
   record, decoded = eval_lib.record(codec, name, image, "itinf", data_bytes)
   record = results.EvalRecord(
     **{
@@ -435,9 +512,6 @@ def _finish(
   )
   lines = "".join(runs.json_line(h) for h in history)
   runs.atomic_write(folder / "metrics.jsonl", lines)
-  with (folder / ".latents.npz.tmp").open("wb") as f:
-    np.savez_compressed(f, **{k: v.loc.numpy() for k, v in latents.items()})
-  (folder / ".latents.npz.tmp").replace(folder / "latents.npz")
   runs.atomic_write(folder / f"image{codec.file_suffix}", data_bytes)
   Image.fromarray(decoded).save(folder / "reconstruction.png")
   runs.write_json(folder / "facts.json", facts)

@@ -6,7 +6,7 @@ zigzag order. A file is a baseline .jpg with nothing around it, `decompress` is 
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -161,6 +161,22 @@ class LearnedJpeg(TrainableCodec):
       rdo.EFFORTS[self._search],
     )
     return {k: Latent(v) for k, v in self._from_natural(found.components).items()}
+
+  def search_file(self, image: np.ndarray, report: Callable[[float, str], None]) -> Optional[bytes]:
+    """See `TrainableCodec.search_file`: coefficients, with the file's own Huffman codes, and the
+    tables of this one file, by `rdo.optimise_with_tables` from the trained tables."""
+    rd.to_batch(image)  # Checks it.
+
+    def progress(done: int, total: int, best: rdo.Result) -> None:
+      report(done / total, f"{best.num_bits / (image.shape[0] * image.shape[1]):.4f} bpp")
+
+    found = rdo.optimise_with_tables(
+      rdo.source(image, self._subsampling),
+      list(self._written_tables.astype(np.int64)),
+      _search_lambda(self._rd_lambda),
+      progress=progress,
+    )
+    return found.file()
 
   # --- Rate and distortion ------------------------------------------------------------------------
 

@@ -561,12 +561,17 @@ def test_evaluation_measures_standard_files(tables_run, odd_pictures, tmp_path):
     assert 0 < record.bpp_estimated < record.bpp
 
 
-def test_iterative_inference_ends_in_jpeg_files(tables_run, pictures, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sga", "search"])
+def test_iterative_inference_ends_in_jpeg_files(
+  tables_run, pictures, tmp_path, monkeypatch, method
+):
   monkeypatch.setattr(configs, "RESULTS_DIR", tmp_path / "results")
   argv = [
     "--config", str(ROOT / "ljpeg/configs/itinf.py:tiny"), "--experiments_dir", str(tmp_path / "i"),
     f"--config.data_config.dataset={pictures}/0.png", "--config.train_eval_config.num_steps=40",
     f"--config.train_eval_config.warm_start_exp_dir={tables_run.path}",
+    f"--config.itinf_config.method={method}",
   ]  # fmt: skip
   assert run_entry_point("ljpeg", "itinf", argv) == 0
   (file,) = tmp_path.glob("i/*/wid=*/images/*/image.jpg")
@@ -574,6 +579,8 @@ def test_iterative_inference_ends_in_jpeg_files(tables_run, pictures, tmp_path, 
   assert form == "JPEG" and shown.shape == (48, 64, 3)
   facts = runs.read_json(file.parent / "facts.json")
   assert facts["loss_after"] < facts["loss_before"]
+  (result,) = (tmp_path / "results").glob("*/itinf/*.json")
+  assert runs.read_json(result)["records"][0]["num_bytes"] == file.stat().st_size
 
 
 @pytest.mark.slow
