@@ -22,7 +22,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from common import venv
@@ -234,7 +234,7 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
   where = experiments_dir / (values.xid or "<xid>")
   print(f"\n{len(units)} settings of {config_file.source} for {values.main}, to {where}")
   if values.dry_run:
-    if values.executor != "local":
+    if (values.executor or configs.EXECUTOR) != "local":
       _print("\n" + _preview(executor, len(units), experiments_dir, values))
     print("Dry run: nothing was written; values are checked at launch.")
     return 0
@@ -551,12 +551,31 @@ def _rerun(argv: list[str]) -> int:
       for note in before.advice(jobs):
         print(f"Note: {note}")
       return 0 if set(counts) <= {"DONE"} else 1
+    states_before = {job.name: job.folder.read_state() for job in chosen}
+    count = len(experiment.submissions())
     ready = launchers.prepare(chosen)
     chosen_executor = {"name": executor.name, **executor.options()}
     if chosen_executor != experiment.record.get("executor"):
       experiment.note(executor=chosen_executor)
     code = run_jobs(executor, ready, f"./launch.py rerun {_name(experiment)}", experiment)
+    if code and executor.detached:
+      _restore(ready, states_before, experiment.submissions()[count:])
     return code if len(ready) == len(chosen) else code or 1
+
+
+def _restore(
+  jobs: Sequence[launchers.Job],
+  records: Mapping[str, Mapping[str, Any]],
+  submissions: Sequence[Mapping[str, Any]],
+) -> None:
+  """Gives jobs that were prepared, and then not submitted, their states and reasons back."""
+  ids: dict[str, Optional[str]] = {}
+  for noted in submissions:
+    ids.update(noted["ids"])
+  for job in jobs:
+    record = dict(records[job.name])
+    if ids.get(job.name) is None and record.pop("state", "PENDING") != "PENDING":
+      job.folder.note_state(**{**record, "state": records[job.name]["state"]})
 
 
 def _chosen(
@@ -586,7 +605,8 @@ def parse_wids(text: str, known: Sequence[int]) -> set[int]:
     first, dash, last = part.partition("-")
     if not first.isdigit() or (dash and not last.isdigit()):
       raise flags.UsageError(f"--wids={text}: numbers and ranges, like 3,7-9.")
-    wids.update(range(int(first), int(last if dash else first) + 1))
+    begin, end = int(first), int(last if dash else first)
+    wids.update(range(begin, min(end, max(begin, max(known) + 1)) + 1))  # One unknown is enough.
   unknown = sorted(wids - set(known))
   if unknown or not wids:
     raise flags.UsageError(

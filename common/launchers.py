@@ -870,7 +870,8 @@ def find_experiment(name: str, experiments_dir: Optional[runs.PathLike] = None) 
   if len(found) > 1:
     raise LaunchError(f"{name!r} is in {found[0].parent} and {found[1].parent}: give its path.")
   if not found:
-    known = sorted(p.parent.name for f in folders for p in f.glob("*/experiment.json"))
+    files = [file for folder in folders for file in folder.glob("*/experiment.json")]
+    known = [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
     message = f"No experiment {name!r} in {' or '.join(str(f) for f in folders)}."
     message += f" The newest there: {', '.join(known[-5:])}." if known else " There are none."
     raise LaunchError(message + " Elsewhere: --experiments_dir DIR, or the experiment's path.")
@@ -1035,7 +1036,7 @@ def known_mains(project_dir: pathlib.Path) -> list[str]:
 
 
 def _check_entries(source: pathlib.Path, needed: Iterable[str]) -> None:
-  for name in (*needed, "common/supervise.py"):
+  for name in (*needed, "common/supervise.py", "common/slurm.py"):
     if not (source / name).is_file():
       raise LaunchError(f"The source snapshot lacks {name}: does .gitignore name it?")
 

@@ -67,8 +67,7 @@ def holding(path: PathLike, what: str) -> Iterator[None]:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         break
       except OSError as e:
-        if e.errno not in (errno.EAGAIN, errno.EACCES):
-          raise
+        _check_is_held(e, path)
         if attempt + 1 < _LOCK_ATTEMPTS:
           time.sleep(0.02)  # `lock_holder` of another process may be looking just now.
           continue
@@ -93,12 +92,22 @@ def lock_holder(path: PathLike) -> Optional[str]:
       try:
         fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
       except OSError as e:
-        if e.errno not in (errno.EAGAIN, errno.EACCES):
-          raise
+        _check_is_held(e, path)
         return f.read().strip() or "another process"
   except FileNotFoundError:
     pass
   return None
+
+
+def _check_is_held(refusal: OSError, path: PathLike) -> None:
+  """Raises unless a lock was refused because another process holds it."""
+  if refusal.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+    raise RunError(
+      f"The file system of {path} has no locks ({refusal.strerror}): have it mounted with them "
+      "(Lustre: -o flock), or keep experiments elsewhere; see docs/cluster.md."
+    ) from refusal
+  if refusal.errno not in (errno.EAGAIN, errno.EACCES):
+    raise refusal
 
 
 def atomic_write(path: PathLike, data: Union[str, bytes], sync: bool = True) -> None:

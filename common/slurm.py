@@ -70,6 +70,14 @@ _NO_VALUE = (
 _NO_VALUE_LETTERS = "HOQksv"
 
 
+# Without these a template works, until something happens.
+_NEEDED = {
+  "^#SBATCH --requeue": "a preempted task does not start again, an interrupted one is TIMEOUT",
+  "^#SBATCH --signal=B:USR2": "a time limit kills tasks before they have saved their state",
+  "^exec ": "signals do not reach the supervisor",
+}
+
+
 class SlurmError(launchers.LaunchError):
   """A Slurm command failed; the message holds its own words, `code` its exit code."""
 
@@ -245,6 +253,9 @@ class SlurmExecutor(launchers.Executor):
 
   def _check_text(self) -> None:
     fill(self._template, dict.fromkeys(FIELDS, ""))
+    for part, lost in _NEEDED.items():
+      if not re.search(part, self._template, re.MULTILINE):
+        _say(f"slurm_template.py has no line {part.lstrip('^')!r}: {lost}.")
     may_be_value = False
     for i, arg in enumerate(self._sargs):
       option, _, value = arg.partition("=")

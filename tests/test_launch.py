@@ -939,9 +939,19 @@ def test_progress_shows_steps_and_ends(tmp_path, tty):
   assert "job-a: FAILED (because)" in screen.text
 
 
+def test_the_newest_experiments_are_the_newest_by_time(command, tmp_path):
+  for i, name in enumerate(("9", "10", "2", "100", "1", "8")):
+    file = command.experiments / name / "experiment.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    os.utime(file, (i, i))
+  assert command("status", "nowhere") == 2
+  assert "The newest there: 10, 2, 100, 1, 8." in command.err
+
+
 def test_parse_wids():
   assert launch.parse_wids("3,7-9", range(10)) == {3, 7, 8, 9}
-  for text in ("", "a", "3-", "-3", "9-12"):
+  for text in ("", "a", "3-", "-3", "9-12", "3,12-15", "0-99999999999"):
     with pytest.raises(Exception, match="--wids"):
       launch.parse_wids(text, range(10))
 

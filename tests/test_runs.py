@@ -1,6 +1,7 @@
 """Run directories: whole writes, records that survive kills, locks that name their holder."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -244,6 +245,18 @@ def test_looking_at_a_lock_does_not_take_it(run):
   assert not run.lock_file.exists()
   with run.locked():
     runs.lock_holder(run.lock_file)
+    runs.lock_holder(run.lock_file)
+
+
+def test_file_system_without_locks_is_named_with_the_fix(run, monkeypatch):
+  def flock(*args):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  run.lock_file.touch()
+  monkeypatch.setattr("fcntl.flock", flock)
+  with pytest.raises(runs.RunError, match="flock"), run.locked():
+    pass
+  with pytest.raises(runs.RunError, match="flock"):
     runs.lock_holder(run.lock_file)
 
 

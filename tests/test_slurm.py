@@ -116,6 +116,12 @@ def test_dry_run_shows_the_batch_script_and_needs_no_slurm(command, project, tmp
   assert "common.slurm" in command.out
 
 
+def test_dry_run_on_this_machine_shows_no_batch_script(command, monkeypatch):
+  monkeypatch.setattr("configs.EXECUTOR", "local")
+  assert command.launch("--dry_run") == 0
+  assert "#SBATCH" not in command.out
+
+
 def test_without_slurm_the_error_names_the_fix(command, tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", str(tmp_path))
   for argv in (["--executor=slurm"], ["--executor=slurm", "--test_only"]):
@@ -445,6 +451,21 @@ def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 4
   assert command("rerun", xid) == 0
   assert "Nothing to rerun" in command.out
+
+
+def test_refused_rerun_leaves_states_and_reasons(command, cluster, tmp_path):
+  needed = tmp_path / "needed"
+  xid = submit(command, f"--config.needs={needed}")
+  cluster.wait()
+  cluster.fault("sbatch-refuses-2")
+  assert command("rerun", xid) == 1
+  assert "accounting policy" in command.err
+  assert status(command, xid) == ["DONE", "FAILED", "DONE", "DONE"]
+  assert "FileNotFoundError: needs" in command.out
+  needed.touch()
+  assert command("rerun", xid) == 0
+  cluster.wait()
+  assert status(command, xid) == ["DONE"] * 4
 
 
 def test_a_task_that_is_about_to_end_is_not_submitted_twice(command, cluster, project, tmp_path):
@@ -972,6 +993,17 @@ def test_unknown_and_missing_fields_are_named(command, cluster, monkeypatch, tem
   for part in says:
     assert part in command.err
   assert cluster.arrays() == []
+
+
+@pytest.mark.parametrize("part", ["#SBATCH --requeue", "#SBATCH --signal=B:USR2@120", "exec "])
+def test_template_without_a_needed_line_is_warned_of(command, cluster, monkeypatch, part):
+  cluster.fault("nothing-starts")
+  submit(command)
+  assert "slurm_template.py" not in command.err
+  template = slurm_template.TEMPLATE.replace(part, "#" + part if part[0] == "#" else "")
+  monkeypatch.setattr(slurm_template, "TEMPLATE", template)
+  submit(command)
+  assert part.split("@")[0] in command.err
 
 
 def test_shell_variables_in_a_template_are_left_alone():

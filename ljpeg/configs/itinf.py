@@ -8,11 +8,11 @@ Files: `itinf_xms/<xid>/wid=*/images/<image>/image.jpg`.
 
   method="search"  the coefficients with the file's own run lengths and Huffman codes, in turn with
                    the file's own tables, which begin at the trained ones (`ljpeg.rdo`)
-  method="sga"     (or another of common/quantizers.py) the divided coefficients, by gradients of the
-                   rate model that was trained with the tables; the tables stay
+  method="sga"     (or another of common/quantizers.py) the divided coefficients, by gradients of
+                   the rate model that was trained with the tables; the tables stay
 
-The search is the default: it minimises the bits of the file itself. `search` costs about half a
-minute for a Kodak picture. `:tiny` makes 30 steps of SGA on `sample`. The other fields are explained in factorized/configs/itinf.py.
+The search is the default: it minimises the bits of the file itself. `:tiny` makes 30 steps of SGA
+on `sample`. The other fields are explained in factorized/configs/itinf.py.
 """
 
 import ml_collections
