@@ -501,6 +501,7 @@ def test_dead_leaves_are_seeded():
   assert (generator.picture(0) != one).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_dead_leaves_have_the_spectrum_of_photographs():
   """Root mean squares of 8x8 DCT coefficients, within a factor 1.75 of 179 photographs' (CID22)."""
   from scipy import fft

@@ -314,6 +314,7 @@ def test_sweep_of_4_with_2_jobs_is_all_done(command, project, monkeypatch):
   assert gpus == {"4", "7"}
 
 
+@pytest.mark.slow
 def test_rerun_keeps_to_the_number_of_threads_of_the_first_start(command, tmp_path, monkeypatch):
   """Another number sums in another order: the resumed run would end with other weights."""
   monkeypatch.setattr(launchers, "num_cpus", lambda: 8)
@@ -568,6 +569,7 @@ def test_submission_that_cannot_be_noted_stops_nothing(command, monkeypatch):
   assert "Warning: the submission" in command.err
 
 
+@pytest.mark.slow
 def test_rerun_leaves_out_a_run_whose_disk_is_full(command, tmp_path, monkeypatch):
   assert command.launch_two("--xid=x", "--config.mode=no mark", "--then_eval=sample") == 1
   note = runs.RunDir.note_state
@@ -808,6 +810,7 @@ def test_launch_eval_evaluates_each_run_beside_its_training_state(command, capsy
   assert facts["cwd"] == str(command.experiments / "x" / "source")
 
 
+@pytest.mark.slow
 def test_launch_eval_leaves_out_experiments_that_are_put_aside(command, capsys, tmp_path):
   for xid in ("x", "_old"):
     command.launch_two(f"--xid={xid}", f"--config.needs={tmp_path / 'needed'}")

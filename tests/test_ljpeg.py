@@ -211,6 +211,7 @@ def test_estimated_bits_are_within_four_percent_of_the_scan(step):
   assert abs(estimate / real - 1) < 0.04
 
 
+@pytest.mark.slow
 def test_slopes_are_what_the_next_number_costs():
   model = rate.RunLengthRate()
   random = np.random.default_rng(0)
@@ -501,6 +502,7 @@ def _weights(run):
           if "OBJECT_GRAPH" not in n}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_training_moves_the_tables_and_logs_its_parts(tables_run):
   records = runs.read_jsonl(tables_run.metrics_file)
   assert {"loss", "bpp", "mse", "sum_of_inverse_steps"} <= set(records[0])
@@ -529,6 +531,7 @@ def test_a_training_leaves_its_tables_for_the_command(tables_run, tmp_path):
   assert _pillow((tmp_path / "photo.jpg").read_bytes())[0] == "JPEG"
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_with_the_same_weights(tables_run, tmp_path):
   import shutil
 
@@ -603,6 +606,7 @@ def test_sweeps_and_variants_expand(file):
     codec.build(hyper.to_config(unit.config).model_config)
 
 
+@pytest.mark.slow
 def test_a_tiny_training_of_photographs_lowers_the_loss(pictures, tmp_path):
   argv = _arguments(pictures, tmp_path, "--xid", "1", steps=12)
   assert train([*argv, "--config.model_config.rd_lambda=0.05"], "ljpeg") == 0

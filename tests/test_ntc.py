@@ -194,6 +194,7 @@ def test_other_formats_keep_every_pixel(command, photo, models, tmp_path, suffix
   np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
 
 
+@pytest.mark.slow
 @of_both_families
 def test_an_older_checkpoint_that_wrote_a_file_is_found_and_named(
   command, family, photo, run, tmp_path

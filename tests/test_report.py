@@ -658,6 +658,7 @@ def test_the_report_imports_no_tensorflow(tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
 
 
+@pytest.mark.slow
 def test_200_runs_take_less_than_3_seconds(tmp_path):
   folder = tmp_path / "results"
   for experiment in range(25):

@@ -131,6 +131,7 @@ def test_without_slurm_the_error_names_the_fix(command, tmp_path, monkeypatch):
   assert not command.experiments.exists()
 
 
+@pytest.mark.slow
 def test_executor_is_chosen_by_what_is_there(command, cluster, tmp_path, monkeypatch):
   monkeypatch.setattr("configs.EXECUTOR", "")
   submit(command, config=f"{command.config}:tiny")
@@ -228,6 +229,7 @@ def test_failed_creation_takes_the_array_back(command, cluster, monkeypatch):
   assert cluster.states(array.xid) == ["CANCELLED"] * 4
 
 
+@pytest.mark.slow
 def test_variables_of_an_outer_job_do_not_leak(command, cluster, monkeypatch):
   monkeypatch.setenv("SLURM_JOB_ID", "7")
   monkeypatch.setenv("SLURM_MEM_PER_CPU", "3")
@@ -250,6 +252,7 @@ def test_variables_outside_of_a_job_are_the_users(command, cluster, monkeypatch)
   assert environment["SBATCH_PARTITION"] == "x"
 
 
+@pytest.mark.slow
 def test_large_sweep_goes_in_chunks_and_one_may_be_refused(command, cluster, project):
   file = project / "fake" / "configs" / "base.py"
   file.write_text(file.read_text().replace("[0, 1]", "range(4)"))
@@ -358,6 +361,7 @@ def test_launcher_stopped_before_its_record_leaves_nothing(command, cluster, num
   assert not list(command.experiments.glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
 def test_launcher_stopped_while_it_submits_takes_all_back(command, cluster, number):
   cluster.fault("signal-at-sbatch-2", text=str(int(number)))
@@ -389,6 +393,7 @@ def test_launcher_stopped_before_its_first_array_is_noted(command, cluster, monk
   assert status(command, array.xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_release_is_too_late(command, cluster):
   cluster.fault("signal-at-release", text=str(int(signal.SIGTERM)))
   code, said = launched(command)
@@ -398,6 +403,7 @@ def test_a_stop_during_the_release_is_too_late(command, cluster):
   assert status(command, cluster.arrays()[0].xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["signal-at-sbatch-2", "signal-at-release"])
 def test_launcher_killed_before_the_release_is_shown_and_goes_on(command, cluster, at):
   cluster.fault(at, text=str(int(signal.SIGKILL)))
@@ -436,6 +442,7 @@ def test_killed_launchers_held_array_is_known_without_a_note(command, cluster):
 # Failures, and what follows
 
 
+@pytest.mark.slow
 def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
   needed = tmp_path / "needed"
   xid = submit(command, f"--config.needs={needed}")
@@ -468,6 +475,7 @@ def test_refused_rerun_leaves_states_and_reasons(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 4
 
 
+@pytest.mark.slow
 def test_a_task_that_is_about_to_end_is_not_submitted_twice(command, cluster, project, tmp_path):
   """Its own record is final, and its supervisor has still to write another."""
   file = project / "fake" / "train.py"
@@ -499,6 +507,7 @@ def test_task_that_does_not_come_to_its_log_shows_slurms(command, cluster, monke
   assert "no-such-module" in log.read_text()
 
 
+@pytest.mark.slow
 def test_evaluations_follow_task_by_task(command, cluster, tmp_path):
   needed = tmp_path / "needed"
   argv = ["--then_eval=sample", f"--config.needs={needed}"]

@@ -237,6 +237,7 @@ def test_a_channel_that_never_changes_has_code_points():
     np.testing.assert_allclose(coder.values(decoded, 0), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_deep_density_fits_the_means():
   samples = _samples(size=3_000)
   points = vbq.quantile_points(samples, max_bits=4, density="deep")
@@ -406,6 +407,7 @@ def _codec(run, rate=None):
   return codec
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_weights(run, pictures, tmp_path):
   """Killed after 4 of 6 steps: noise and data are functions of (seed, step)."""
   copy = tmp_path / "1" / run.path.name
@@ -473,6 +475,7 @@ def test_report_draws_the_curves(evaluated, odd_pictures):
   assert sum(len(made.members(s)) for s in own) == 34
 
 
+@pytest.mark.slow
 def test_a_new_process_makes_identical_quantizers_and_files(
   run, evaluated, pictures, odd_pictures, tmp_path
 ):
