@@ -175,7 +175,7 @@ def encode(
   Args:
     image: uint8 [H, W, 3] RGB, or [H, W] grey.
     paths: The tables to choose from; of more than one, the path that gives the least squared
-      error + lambda * bits. Default: `tables.tuned_path` for 4:2:0 and for 4:4:4.
+      error + lambda * bits. Default: `tables.example_path` for 4:2:0 and for 4:4:4.
     target_bpp: Bits per pixel of the whole file; the best file that is not above.
     target_psnr: In dB; the smallest file that is not below.
     lambda_: Neither of these: squared error that a bit is worth. Default: a middle quality, or that
@@ -198,7 +198,7 @@ def encode(
       f"{image.shape[1]}x{image.shape[0]}."
     )
   if paths is None:
-    paths = [tables.tuned_path("4:2:0"), tables.tuned_path("4:4:4")]
+    paths = [tables.example_path("4:2:0"), tables.example_path("4:4:4")]
   if image.ndim == 2:
     paths = paths[:1]
   encoder = _Encoder(image, paths[0], effort)
@@ -375,7 +375,11 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument("picture", help="any picture that Pillow reads")
   parser.add_argument("out", help="the .jpg file")
-  parser.add_argument("--workdir", metavar="RUN", help=f"a run, or a {TABLES_FILE}: its tables")
+  parser.add_argument(
+    "--workdir",
+    metavar="RUN",
+    help=f"a run, or a {TABLES_FILE}: its tables; default: those of the shipped example",
+  )
   parser.add_argument("--target_bpp", type=float, help="bits per pixel at most")
   parser.add_argument("--target_psnr", type=float, help="PSNR in dB at least")
   parser.add_argument("--effort", choices=EFFORTS, default="default", help="fast ... smallest")

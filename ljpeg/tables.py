@@ -179,6 +179,18 @@ def tuned_path(subsampling: str = "4:2:0") -> TablePath:
   return TablePath(tuple(tuned(level, subsampling) for level in levels), subsampling, "tuned")
 
 
+def example_path(subsampling: str = "4:2:0") -> TablePath:
+  """Tables that were trained on `cid22-train`, which come with the project: ljpeg/examples/.
+
+      ./launch.py --main ljpeg.train --config ljpeg/configs/ljpeg.py --xid tables444
+      ./launch.py --main ljpeg.train --config ljpeg/configs/ljpeg.py --xid tables420 \
+        --config.model_config.subsampling=4:2:0
+      python -m ljpeg.export train_xms/tables420 ljpeg/examples/tables420.json
+  """
+  name = {"4:2:0": "tables420", "4:4:4": "tables444"}[subsampling]
+  return load(pathlib.Path(__file__).parent / "examples" / f"{name}.json")
+
+
 def load(path: "os.PathLike[str] | str") -> TablePath:
   """Reads a path of tables, as `save` writes it.
 

@@ -652,3 +652,24 @@ def test_the_commands_start_without_tensorflow():
     "import sys; from ljpeg import compress, pillow_eval; assert 'tensorflow' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
+
+
+def test_the_shipped_example_makes_smaller_files_than_pillow(tmp_path):
+  """By a fifth at least, at the same PSNR, against Pillow's best: 4:2:0 and optimised codes."""
+
+  name, image = data.load_eval_images("sample")[3]
+  found = compress.encode(image)
+  for quality in range(95, 5, -1):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality, optimize=True, subsampling=2)
+    if compress.psnr_db(image, stream.getvalue()) < found.psnr_db:
+      break
+    size = len(stream.getvalue())
+  assert len(found.file) < 0.8 * size, (name, len(found.file), size)
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_the_shipped_tables_become_coarser(subsampling):
+  path = tables.example_path(subsampling)
+  means = [point.luma.mean() for point in path.points]
+  assert len(means) == 7 and means == sorted(means)
