@@ -28,6 +28,7 @@ class Metric:
     name: For headings.
     axis: The axis label, with its unit.
     unit: For overlaps and remarks.
+    falls: Whether less is better; Bjontegaard deltas are then over -10 log10 of it.
   """
 
   field: str
@@ -35,12 +36,14 @@ class Metric:
   name: str
   axis: str
   unit: str
+  falls: bool = False
 
 
 PSNR = Metric("psnr_db", "rd_psnr", "PSNR", "PSNR (dB)", "dB")
 MSSSIM = Metric("msssim_db", "rd_msssim", "MS-SSIM", "MS-SSIM (dB)", "dB")
-LPIPS = Metric("lpips", "rd_lpips", "LPIPS", "LPIPS (lower is better)", "")
-METRICS = (PSNR, MSSSIM, LPIPS)
+LPIPS = Metric("lpips", "rd_lpips", "LPIPS", "LPIPS (lower is better)", "", falls=True)
+MSE = Metric("mse", "rd_mse", "MSE", "MSE, 0..255 (lower is better)", "", falls=True)
+METRICS = (PSNR, MSSSIM, LPIPS, MSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,8 @@ def front(curve: results.RDCurve, metric: Metric = PSNR) -> list[tuple[float, fl
   values = getattr(curve, metric.field)
   if values is None:
     return []
+  if metric.falls:
+    values = [-10 * math.log10(v) if v > 0 else math.nan for v in values]
   points: list[tuple[float, float]] = []
   for bpp, quality in sorted(zip(curve.bpp, values), key=lambda p: (p[0], -p[1])):
     known = bpp > 0 and math.isfinite(bpp) and math.isfinite(quality)
@@ -279,6 +284,7 @@ class Comparison:
   rate: Delta
   psnr: Delta
   rate_by_msssim: Delta
+  rate_by_lpips: Delta
   gain: Optional[Gain]
 
 
@@ -290,6 +296,7 @@ def compare(anchor: Series, series: Iterable[Series]) -> list[Comparison]:
       bd_rate(anchor.curve, s.curve),
       bd_psnr(anchor.curve, s.curve),
       bd_rate(anchor.curve, s.curve, MSSSIM),
+      bd_rate(anchor.curve, s.curve, LPIPS),
       gain(anchor.curve, s.curve),
     )
     for s in series

@@ -313,6 +313,7 @@ def bd_rate_csv(anchor: Optional[bd.Series], comparisons: Iterable[bd.Comparison
     "bd_rate_remark",
     "bd_psnr_db", "rate_overlap_low_bpp", "rate_overlap_high_bpp", "bd_psnr_remark",
     "bd_rate_msssim_percent", "bd_rate_msssim_remark",
+    "bd_rate_lpips_percent", "bd_rate_lpips_remark",
     "max_gain_db", "max_gain_bpp",
   ]  # fmt: skip
   rows = []
@@ -326,6 +327,7 @@ def bd_rate_csv(anchor: Optional[bd.Series], comparisons: Iterable[bd.Comparison
         c.rate.share if c.rate.value is not None else None, c.rate.remark,
         c.psnr.value, *(c.psnr.overlap or (None, None)), c.psnr.remark,
         c.rate_by_msssim.value, c.rate_by_msssim.remark,
+        c.rate_by_lpips.value, c.rate_by_lpips.remark,
         c.gain.most_db if c.gain else None, c.gain.most_at if c.gain else None,
       ]
     )  # fmt: skip

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import configs
 from common import bd, results, runs
-from common.bd import LPIPS, Metric, Series
+from common.bd import Metric, Series
 
 if TYPE_CHECKING:
   from common.report import Report
@@ -213,7 +213,7 @@ def _line(
   curve: results.RDCurve, metric: Metric, points: list[tuple[float, float]]
 ) -> list[tuple[float, float]]:
   """What the line joins: the points that are not beaten by others of the curve."""
-  if metric is not LPIPS:
+  if not metric.falls:
     return bd.front(curve, metric) or points
   line: list[tuple[float, float]] = []
   for point in points:
@@ -237,7 +237,7 @@ def _limits(
   shown = [v for _, points in own for b, v in points if b <= x_high]
   low, high = min(shown), max(shown)
   pad = 0.05 * (high - low) or 0.5
-  return x_high, low - pad if metric is not LPIPS else max(0.0, low - pad), high + pad
+  return x_high, max(0.0, low - pad) if metric.falls else low - pad, high + pad
 
 
 def _write_numbers(axes: Any, lines: Sequence[tuple[int, list[tuple[float, float]]]]) -> None:
@@ -518,11 +518,14 @@ def _comparison_table(report: "Report", anchor: Series) -> str:
     ("Curve", "name"), ("Rate from", ""), ("Points", "n"), ("BD-rate", "n"), ("BD-PSNR", "n"),
     ("Common PSNR, dB", "n"), ("of curve", "n"), ("BD-rate by MS-SSIM", "n"),
   ]  # fmt: skip
+  with_lpips = any(c.rate_by_lpips.value is not None for c in report.comparisons)
+  columns += [("BD-rate by LPIPS", "n")] if with_lpips else []
   numbers = _published_numbers(report.series)
   curve = anchor.curve
   own_range = f"{min(curve.psnr_db):.2f}\u2013{max(curve.psnr_db):.2f}"
   cells = [_curve_cell(anchor, numbers, ["the anchor"]), _rate_from(anchor)]
-  rows = [_row(columns, [*cells, str(len(curve.bpp)), "0", "0", own_range, "", "0"])]
+  zeros = ["0", "0"] if with_lpips else ["0"]
+  rows = [_row(columns, [*cells, str(len(curve.bpp)), "0", "0", own_range, "", *zeros])]
   for c in report.comparisons:
     curve = c.series.curve
     overlap, share = "\u2013", ""
@@ -539,6 +542,7 @@ def _comparison_table(report: "Report", anchor: Series) -> str:
       overlap,
       share,
       _delta_cell(c.rate_by_msssim, "%", 1),
+      *([_delta_cell(c.rate_by_lpips, "%", 1)] if with_lpips else []),
     ]
     rows.append(_row(columns, cells, "published" if c.series.published else ""))
   return _table(columns, rows)

@@ -167,6 +167,7 @@ class RDCurve:
     group: What makes one colour: family and xid of an experiment, or a codec's name.
     msssim_db: -10 log10(1 - mean MS-SSIM) of each point, where known.
     lpips: Mean LPIPS of each point, where known.
+    mse: Mean MSE of each point, 0..255, where known.
   """
 
   label: str
@@ -176,6 +177,7 @@ class RDCurve:
   group: str = ""
   msssim_db: Optional[tuple[float, ...]] = None
   lpips: Optional[tuple[float, ...]] = None
+  mse: Optional[tuple[float, ...]] = None
 
 
 # Where a publication's rate comes from: sizes of whole files, coded streams without their
@@ -261,12 +263,14 @@ def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
     bpp, psnr = r.mean("bpp"), r.mean("psnr_db")
     if bpp is not None and psnr is not None:
       msssim, lpips = r.mean("msssim"), r.mean("lpips")
-      points.append((bpp, psnr, None if msssim is None else msssim_to_db(msssim), lpips))
+      msssim_db = None if msssim is None else msssim_to_db(msssim)
+      points.append((bpp, psnr, msssim_db, lpips, r.mean("mse")))
   points.sort(key=lambda p: p[:2])
   run = members[0].run
   label = run.get("label") or f"{run['family']} {run['xid']}"
   has_msssim = all(p[2] is not None for p in points)
   has_lpips = all(p[3] is not None for p in points)
+  has_mse = all(p[4] is not None for p in points)
   return RDCurve(
     label=label if mode == "bitstream" else f"{label} ({run.get('curve') or mode})",
     bpp=tuple(p[0] for p in points),
@@ -275,4 +279,5 @@ def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
     group=group,
     msssim_db=tuple(p[2] for p in points) if has_msssim else None,  # type: ignore[misc]
     lpips=tuple(p[3] for p in points) if has_lpips else None,  # type: ignore[misc]
+    mse=tuple(p[4] for p in points) if has_mse else None,  # type: ignore[misc]
   )

@@ -201,6 +201,15 @@ class _Training:
     self._num_steps = int(self._options.num_steps)
     tf.keras.utils.set_random_seed(int(self._options.seed))
     self._state = TrainState(build(config.model_config))
+    averages = [
+      v for v in self._state.codec.variables
+      if v.synchronization == tf.VariableSynchronization.ON_READ
+    ]  # fmt: skip
+    if averages and self._distribution.num_workers > 1:  # To save one takes all workers.
+      raise ValueError(
+        "This model keeps moving averages (batch normalisation), which train_eval_config.strategy="
+        "multi_worker does not serve: use mirrored."
+      )
     max_to_keep = int(self._options.max_ckpts_to_keep)
     self._ckpts = checkpoints_lib.Checkpoints(job.run.checkpoints_dir, max_to_keep)
     self._start = self._saved = self._restore_or_warm_start()

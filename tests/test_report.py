@@ -309,8 +309,8 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path):
   assert "-10.0 %" in printed
   assert printed.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'index.html'}"
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-    "bd_rate.csv", "curves.csv", "index.html", "rd_msssim.png", "rd_msssim.svg", "rd_psnr.png",
-    "rd_psnr.svg", "records.csv",
+    "bd_rate.csv", "curves.csv", "index.html", "rd_mse.png", "rd_mse.svg", "rd_msssim.png",
+    "rd_msssim.svg", "rd_psnr.png", "rd_psnr.svg", "records.csv",
   ]  # fmt: skip
   assert (tmp_path / "out" / "rd_psnr.png").read_bytes().startswith(b"\x89PNG")
 
@@ -678,3 +678,15 @@ def test_200_runs_take_less_than_3_seconds(tmp_path):
       break
   assert seconds[-1] < 3
   assert len(table(tmp_path, "records.csv")) == 4800
+
+
+def test_bd_rates_of_measures_that_fall_are_over_their_logarithm():
+  anchor = results.RDCurve("a", (0.2, 0.4, 0.8), (28.0, 31.0, 34.0), "bitstream",
+                           lpips=(0.4, 0.2, 0.1), mse=(103.0, 51.7, 25.9))  # fmt: skip
+  half = results.RDCurve("h", (0.1, 0.2, 0.4), (28.0, 31.0, 34.0), "bitstream",
+                         lpips=(0.4, 0.2, 0.1), mse=(103.0, 51.7, 25.9))  # fmt: skip
+  for metric in (bd.LPIPS, bd.MSE):
+    assert bd.bd_rate(anchor, half, metric).value == pytest.approx(-50.0)
+    assert bd.bd_rate(half, anchor, metric).value == pytest.approx(100.0)
+  (compared,) = bd.compare(bd.Series(anchor), [bd.Series(half)])
+  assert compared.rate_by_lpips.value == pytest.approx(-50.0)
