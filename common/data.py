@@ -6,7 +6,11 @@ Every picture is read as uint8 RGB, `[H,W,3]`, the way `read_image` describes. A
 * `sample`: colour photographs that ship inside scikit-image and scikit-learn, for evaluation;
 * `sample_train`: generated pictures (common/dead_leaves.py, made once into
   `configs.DATA_CACHE_DIR`) and grey textures that ship inside scikit-image, for training;
-* a folder (searched recursively), a glob (`*`, `?`, `[...]`; `**` for any depth), or one file.
+* a folder (searched recursively), a glob (`*`, `?`, `[...]`; `**` for any depth), or one file;
+* an archive (.tar, .tar.gz, .zip, ...: unpacked once, common/unpack.py), or a .npy array of
+  pictures, uint8 [N,H,W,3] or grey [N,H,W];
+* `tfds:<name>[:<split>]`, a data set of TensorFlow Datasets that has a feature `image` (needs the
+  package tensorflow-datasets); its pictures are written to the cache folder once, as PNG.
 
 A known name wins over a folder of that name in the working directory; write `./kodak` for that.
 TensorFlow is imported only where a `tf.data.Dataset` is made.
@@ -14,10 +18,8 @@ TensorFlow is imported only where a `tf.data.Dataset` is made.
 
 import atexit
 import concurrent.futures
-import contextlib
 import dataclasses
 import enum
-import fcntl
 import functools
 import glob
 import hashlib
@@ -26,9 +28,7 @@ import io
 import logging
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 import configs
-from common import datasets
+from common import datasets, unpack
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -240,6 +240,8 @@ def _resolve(dataset: str) -> tuple[str, Sequence[ImageSource]]:
     return dataset, _resolve_setting(dataset, configs.DATASETS[dataset])
   if dataset in _BUILT_IN:
     return dataset, _BUILT_IN[dataset]()
+  if dataset.startswith(datasets.TFDS):
+    return datasets.label(dataset), _from_tfds(dataset)
   path = pathlib.Path(dataset).expanduser()
   if path.exists() or datasets.is_glob(dataset):
     return datasets.label(dataset), _from_path(path)
@@ -273,8 +275,15 @@ def _from_path(path: pathlib.Path) -> list[ImageSource]:
       raise DataError(f"Folder {str(path)!r} holds no picture ({_suffixes()}).")
     return _named(files, path)
   if path.exists():
+    if unpack.is_archive(path):
+      return _from_archive(path)
+    if path.suffix.lower() == ".npy":
+      return _from_array(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-      raise DataError(f"File {str(path)!r} is not a picture ({_suffixes()}).")
+      raise DataError(
+        f"File {str(path)!r} is no picture ({_suffixes()}), archive "
+        f"({', '.join(unpack.ARCHIVE_SUFFIXES)}) or array (.npy)."
+      )
     return [FileImage(path.name, path)]
   matches = glob.glob(str(path), recursive=True)  # noqa: PTH207
   found: set[pathlib.Path] = set()
@@ -287,6 +296,112 @@ def _from_path(path: pathlib.Path) -> list[ImageSource]:
     there = f"matches {len(matches)} paths, but no picture" if matches else "matches nothing"
     raise DataError(f"Glob {str(path)!r} {there} ({_suffixes()}); quote it for the shell.")
   return _named(sorted(found), _fixed_part(path))
+
+
+def _from_archive(path: pathlib.Path) -> list[ImageSource]:
+  try:
+    folder = unpack.unpacked(path, _is_picture)
+  except unpack.ArchiveError as e:
+    raise DataError(str(e)) from e
+  except OSError as e:
+    raise DataError(
+      f"Archive {str(path)!r} cannot be unpacked into {str(configs.DATA_CACHE_DIR)!r} ({e}). "
+      "Make room, or set NTC_DATA_CACHE_DIR to another folder."
+    ) from e
+  return _named(sorted(_walk(folder)), folder)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_array(path: pathlib.Path, size: int, time_ns: int) -> np.ndarray:
+  """A .npy file, mapped into memory; `size` and `time_ns` tell a changed file from the old one."""
+  del size, time_ns
+  array = np.load(path, mmap_mode="r", allow_pickle=False)
+  shape_fits = array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3))
+  if array.dtype != np.uint8 or not shape_fits or 0 in array.shape:
+    raise DataError(
+      f"Array {str(path)!r} is {array.dtype} {list(array.shape)}; pictures are uint8 [N,H,W,3] or "
+      "grey [N,H,W]. Of numbers in 0..1: np.save(file, np.round(array * 255).astype('uint8'))."
+    )
+  return array
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayImage:
+  """A picture in a .npy array; read from disk when it is asked for.
+
+  Attributes:
+    name: "<file>-<index>".
+    file: The array's file.
+    index: Which of its pictures.
+  """
+
+  name: str
+  file: pathlib.Path
+  index: int
+
+  def _array(self) -> np.ndarray:
+    status = self.file.stat()
+    return _open_array(self.file, status.st_size, status.st_mtime_ns)
+
+  def size(self) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return self._array().shape[1], self._array().shape[2]
+
+  def load(self) -> np.ndarray:
+    """The picture, uint8 [H,W,3]; grey is repeated over the channels."""
+    return self._rgb(self._array()[self.index])
+
+  def load_crop(self, top: int, left: int, side: int) -> np.ndarray:
+    """`load()[top:top+side, left:left+side]`; only that is read."""
+    return self._rgb(self._array()[self.index, top : top + side, left : left + side])
+
+  def _rgb(self, pixels: np.ndarray) -> np.ndarray:
+    pixels = np.array(pixels)
+    if pixels.ndim == 2:
+      pixels = pixels[:, :, np.newaxis]
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _from_array(path: pathlib.Path) -> list[ImageSource]:
+  path = path.absolute()
+  try:
+    status = path.stat()
+    count = len(_open_array(path, status.st_size, status.st_mtime_ns))
+  except DataError:
+    raise
+  except (OSError, ValueError, EOFError) as e:
+    raise DataError(f"Array {str(path)!r} cannot be read ({type(e).__name__}: {e}).") from e
+  return [ArrayImage(f"{path.stem}-{i:06d}", path, i) for i in range(count)]
+
+
+def _from_tfds(dataset: str) -> list[ImageSource]:
+  """Pictures of "tfds:<name>[:<split>]"; the split is "train" unless it is named."""
+  folder = configs.DATA_CACHE_DIR / "tfds" / datasets.label(dataset)
+  if not folder.is_dir():
+    try:
+      import tensorflow_datasets as tfds
+    except ImportError as e:
+      raise DataError(
+        f"{dataset!r} needs TensorFlow Datasets: pip install 'tensorflow-datasets<4.9.5'."
+      ) from e
+    name, _, split = dataset[len(datasets.TFDS) :].partition(":")
+    try:
+      examples = tfds.load(name, split=split or "train")
+    except Exception as e:  # Of many types; their texts name what there is.
+      raise DataError(f"{dataset!r}: {type(e).__name__}: {e}") from e
+
+    def write(target: pathlib.Path) -> None:
+      from tqdm import tqdm
+
+      for i, example in enumerate(tqdm(examples, desc=dataset, unit="picture", disable=None)):
+        if "image" not in example:
+          raise DataError(f"{dataset!r} has no feature 'image', but: {', '.join(example)}.")
+        pixels = np.asarray(example["image"])
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        Image.fromarray(pixels).save(target / f"{i:06d}.png")
+
+    unpack.make_whole(folder, write)
+  return _from_path(folder)
 
 
 def _suffixes() -> str:
@@ -369,7 +484,7 @@ def _sample_train() -> list[ImageSource]:
   folder = configs.DATA_CACHE_DIR / f"sample_train-v{dead_leaves.VERSION}"
   if not folder.is_dir():
     try:
-      _make_whole(folder, dead_leaves.write_pictures)
+      unpack.make_whole(folder, dead_leaves.write_pictures)
     except OSError as e:
       raise DataError(
         f"The pictures of 'sample_train' cannot be made in {str(folder.parent)!r} ({e}). "
@@ -377,37 +492,6 @@ def _sample_train() -> list[ImageSource]:
       ) from e
   leaves: list[ImageSource] = [FileImage(n, folder / n) for n in dead_leaves.file_names()]
   return leaves + _from_packages(SAMPLE_TRAIN_FILES)
-
-
-def _make_whole(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-  """Makes `folder` whole or not at all; of several processes at once, one works and others wait."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with (folder.parent / f".{folder.name}.lock").open("a") as lock:
-    alone = False
-    with contextlib.suppress(OSError):  # Some network file systems have no locks.
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      alone = True
-    if folder.is_dir():
-      return
-    if alone:  # Then these are leftovers of killed processes.
-      for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    log.info("Making %s", folder)
-    temporary = pathlib.Path(
-      tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp")
-    )
-    try:
-      make(temporary)
-      umask = os.umask(0)
-      os.umask(umask)
-      temporary.chmod(0o777 & ~umask)
-      try:
-        temporary.rename(folder)
-      except OSError:
-        if not folder.is_dir():  # Else another process made it just now.
-          raise
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
 
 
 _BUILT_IN: dict[str, Callable[[], Sequence[ImageSource]]] = {
@@ -974,18 +1058,55 @@ def _to_tf(
   return steps.map(load, num_parallel_calls=num_parallel, deterministic=True).prefetch(2)
 
 
+def _fetch(names: Sequence[str]) -> int:
+  from common import fetch
+
+  def unpack_pictures(archive: pathlib.Path) -> pathlib.Path:
+    return unpack.unpacked(archive, _is_picture)
+
+  for name in names:
+    folder = pathlib.Path(configs.DATASETS.get(name, configs.DATA_DIR / name)).expanduser()
+    if datasets.is_glob(str(folder)):
+      print(f"Error: DATASETS[{name!r}] is a glob; fetch needs a folder.", file=sys.stderr)
+      return 2
+    try:
+      fetch.fetch_dataset(name, configs.DOWNLOADS, folder, unpack_pictures)
+      print(f"{name}: {len(_from_path(folder))} pictures in {folder}")
+      for file, digest in configs.DOWNLOADS[name]["files"].items():
+        path = folder.with_name(f"{folder.name}-downloads") / file
+        if digest is None and path.is_file():
+          print(f"  not compared with a known hash: {file}, SHA-256 {fetch.sha256_of(path)}")
+    except (fetch.FetchError, DataError, unpack.ArchiveError, OSError) as e:
+      print(f"Error: {e}", file=sys.stderr)
+      return 1
+  return 0
+
+
 def main(argv: Sequence[str]) -> int:
-  """`python -m common.data list` or `check DATASET...`; returns the exit code."""
+  """`python -m common.data list`, `check DATASET...` or `fetch NAME...`; returns the exit code.
+
+  `fetch` downloads what DOWNLOADS in configs.py names to where DATASETS says (else to a folder of
+  that name in DATA_DIR). `check` opens each picture's header; `check --pixels` decodes all.
+  """
   if list(argv) == ["list"]:
     for name in datasets.known():
       where = configs.DATASETS.get(name, "built in")
       missing = where != "built in" and not pathlib.Path(where).expanduser().exists()
       print(f"{name:16s} {where}{'  (not on this machine)' if missing else ''}")
     return 0
+  if len(argv) >= 2 and argv[0] == "fetch":
+    return _fetch(argv[1:])
   if len(argv) >= 2 and argv[0] == "check":
+    pixels = "--pixels" in argv
     try:
       for name in argv[1:]:
-        print(f"{name}: {len(resolve(name))} pictures, label {datasets.label(name)}")
+        if name == "--pixels":
+          continue
+        images = load_eval_images(name)
+        count = sum(1 for _ in images) if pixels else len(images)
+        print(f"{name}: {count} pictures, label {datasets.label(name)}")
+        for broken, reason in images.skipped.items():
+          print(f"  broken: {broken}: {reason}")
     except DataError as e:
       print(f"Error: {e}", file=sys.stderr)
       return 2

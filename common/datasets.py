@@ -11,6 +11,10 @@ from common import hyper
 BUILT_IN = ("sample", "sample_train")
 
 
+# Of TensorFlow Datasets: "tfds:<name>", or "tfds:<name>:<split>".
+TFDS = "tfds:"
+
+
 def known() -> list[str]:
   """The known names, sorted."""
   return sorted({*configs.DATASETS, *BUILT_IN})
@@ -26,7 +30,7 @@ def absolute(dataset: str) -> str:
 
   What is neither stays as it is; resolving it then names the known ones.
   """
-  if not dataset or dataset in known():
+  if not dataset or dataset in known() or dataset.startswith(TFDS):
     return dataset
   path = pathlib.Path(dataset).expanduser()
   if path.exists() or is_glob(dataset) or "/" in dataset:
@@ -40,6 +44,8 @@ def label(dataset: str) -> str:
   A known name is its own label, and that of its folder. Any other path gets its last part and a
   short hash of the whole, so that two folders called `photos` never share results.
   """
+  if dataset.startswith(TFDS):
+    return hyper.safe_name(dataset.replace("/", "-").replace(":", "-"))
   if absolute(dataset) == dataset and not pathlib.Path(dataset).is_absolute():
     return dataset
   path = pathlib.Path(dataset).expanduser()

@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A: plain Python. B: tensors, no files. C: loops and files.
 ROOMS = {
-  "A": "bd datasets flags hyper launchers report report_page results runs slurm supervise venv",
+  "A": "bd datasets fetch flags hyper launchers report report_page results runs slurm supervise "
+  "unpack venv",
   "B": "bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg lpips "
   "metrics profiling quantizers rd schedules transforms transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job "

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import configs
-from common import data, dead_leaves
+from common import data, dead_leaves, unpack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -142,7 +142,7 @@ def test_nothing_found_is_an_error(tmp_path):
     data.resolve(str(tmp_path / "*.png"))
   with pytest.raises(data.DataError, match="matches 1 paths, but no picture"):
     data.resolve(str(tmp_path / "*"))
-  with pytest.raises(data.DataError, match="not a picture"):
+  with pytest.raises(data.DataError, match="is no picture"):
     data.resolve(str(tmp_path / "a.txt"))
   with pytest.raises(data.DataError):
     data.resolve("")
@@ -459,7 +459,7 @@ def _make_slowly(folder, log):
     with pathlib.Path(log).open("a") as f:
       f.write("made\n")
 
-  data._make_whole(pathlib.Path(folder), make)
+  unpack.make_whole(pathlib.Path(folder), make)
   assert (pathlib.Path(folder) / "a").read_text() == "whole"
 
 
@@ -481,14 +481,14 @@ def test_losing_the_race_without_locks_is_fine(tmp_path, monkeypatch):
   def no_locks(*unused):
     raise OSError("no locks here")
 
-  monkeypatch.setattr(data.fcntl, "flock", no_locks)
+  monkeypatch.setattr(unpack.fcntl, "flock", no_locks)
 
   def make(temporary):
     (temporary / "a").write_text("mine")
     (tmp_path / "made").mkdir()  # Another process is done first.
     (tmp_path / "made" / "a").write_text("theirs")
 
-  data._make_whole(tmp_path / "made", make)
+  unpack.make_whole(tmp_path / "made", make)
   assert (tmp_path / "made" / "a").read_text() == "theirs"
   assert not list(tmp_path.glob(".made.*.tmp"))
 
