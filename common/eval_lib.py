@@ -38,7 +38,7 @@ class MismatchError(RuntimeError):
 
 
 def load_codec(
-  run: runs.RunDir, build: BuildCodec, step: Optional[str] = None
+  run: runs.RunDir, build: BuildCodec, step: Optional[str] = None, with_coding: bool = True
 ) -> tuple[TrainableCodec, int]:
   """A run's codec with the weights of a checkpoint, ready to compress.
 
@@ -48,6 +48,7 @@ def load_codec(
     run: A training run.
     build: Of its family.
     step: Of the checkpoint, "best" for the best by validation loss, None for the newest whole one.
+    with_coding: Whether to read that; not where it is about to be made.
 
   Raises:
     checkpoints.CheckpointError: There is no such checkpoint, or it does not fit.
@@ -68,7 +69,15 @@ def load_codec(
     number = found
   ckpts.restore(train_lib.weights_only(codec), number)
   saved = run.coding_dir(number) / "default.npz"
-  codec.prepare(artefacts.read_arrays(saved) if saved.is_file() else None)
+  if not with_coding or not saved.is_file():
+    codec.prepare()
+    return codec, number
+  try:
+    codec.prepare(artefacts.read_arrays(saved))
+  except (ValueError, KeyError, TypeError) as e:
+    raise artefacts.ArtefactError(
+      f"{saved} does not fit this model ({type(e).__name__}: {e}). Remove it, and make it again."
+    ) from e
   return codec, number
 
 

@@ -221,12 +221,16 @@ class Coder:
     return float(np.sum(lengths[np.arange(self.channels), symbols], dtype=np.float64))
 
   def encode(self, symbols: np.ndarray, rate: int) -> bytes:
-    """Range codes ranks [..., C], channel after channel; zero bytes at the end are left out."""
+    """Range codes ranks [..., C], channel after channel; zeros of the last word are left out.
+
+    Only those: whole words of zeros are what the likeliest symbols cost, and `decode` expects them.
+    """
     tables, by_channel = self.tables(rate), _by_channel(symbols.astype(np.int32))
     encoder = constriction.stream.queue.RangeEncoder()
     for row, model in zip(by_channel, tables.models):
       encoder.encode(row, model)
-    return encoder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    coded = encoder.get_compressed().astype("<u4").tobytes()
+    return coded[:-4] + coded[-4:].rstrip(b"\0")
 
   def decode(self, data: bytes, shape: tuple[int, ...], rate: int) -> np.ndarray:
     """The inverse of `encode`: int32 of `shape` [..., C].

@@ -66,7 +66,7 @@ def evaluate(
   from factorized import vae
   from factorized.codec import build
 
-  codec, number = eval_lib.load_codec(run, build, step)
+  codec, number = eval_lib.load_codec(run, build, step, with_coding=False)
   if not isinstance(codec, vae.GaussianVAE):
     raise hyper.ConfigError(
       f"{run.path} is no VAE: it codes at the rate that it was trained for. Evaluate it with "

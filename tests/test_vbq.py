@@ -635,3 +635,14 @@ def test_help_starts_without_tensorflow():
   )
   assert done.returncode == 0, done.stderr
   assert "--calibration" in done.stdout
+
+
+@pytest.mark.parametrize("build", [vbq.build_uniform, vbq.build_kmeans])
+def test_symbols_that_cost_words_of_zeros_decode(build):
+  """The likeliest point is the lowest: its code is the beginning of the interval, all zeros."""
+  means = np.r_[np.zeros(900), np.ones(100)][None].astype(np.float32)
+  coder = build(vbq.Samples(means, np.ones_like(means)))
+  for rate in range(len(coder.settings)):
+    symbols = np.zeros((1, 64, 64, 1), np.int32)
+    decoded = coder.decode(coder.encode(symbols, rate), symbols.shape, rate)
+    np.testing.assert_array_equal(decoded, symbols)
