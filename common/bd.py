@@ -111,11 +111,14 @@ def _delta(anchor: results.RDCurve, curve: results.RDCurve, metric: Metric, of_r
   low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
   if low >= high:
     unit = metric.unit if of_rate else "bpp"
+    if of_rate and metric.falls:
+      ranges = [(10 ** (-high / 10), 10 ** (-low / 10)) for low, high in ranges]
+    unit = f" {unit}" if unit else ""
     (a_low, a_high), (c_low, c_high) = ranges
     return Delta(
       None,
       remark=f"no common {metric.name if of_rate else 'rate'}: the curve has {c_low:.3g} to "
-      f"{c_high:.3g} {unit}, the anchor {a_low:.3g} to {a_high:.3g} {unit}",
+      f"{c_high:.3g}{unit}, the anchor {a_low:.3g} to {a_high:.3g}{unit}",
     )
   bjontegaard = _bjontegaard()
   function = bjontegaard.bd_rate if of_rate else bjontegaard.bd_psnr

@@ -285,9 +285,10 @@ def curves_csv(series: Iterable[bd.Series]) -> str:
     for i, (bpp, psnr) in enumerate(zip(c.bpp, c.psnr_db)):
       msssim = c.msssim_db[i] if c.msssim_db else None
       lpips = c.lpips[i] if c.lpips else None
-      rows.append([c.label, c.group, c.source, bpp, psnr, msssim, lpips, *more])
+      mse = c.mse[i] if c.mse else None
+      rows.append([c.label, c.group, c.source, bpp, psnr, msssim, lpips, mse, *more])
   header = (
-    "label", "group", "source", "bpp", "psnr_db", "msssim_db", "lpips",
+    "label", "group", "source", "bpp", "psnr_db", "msssim_db", "lpips", "mse",
     "published_rate", "convention", "reference",
   )  # fmt: skip
   return _csv(header, rows)

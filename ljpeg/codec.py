@@ -65,7 +65,6 @@ class LearnedJpeg(TrainableCodec):
 
     Raises:
       ValueError: A choice that does not exist, or two that do not go together.
-      lpips.LpipsError: LPIPS is in the loss, and there are no weights.
     """
     super().__init__(name=FAMILY)
     for key, value, known in (
@@ -102,7 +101,6 @@ class LearnedJpeg(TrainableCodec):
     self._attention_weight = float(attention_weight)
     self._train_qualities = train_qualities
     # Not tf.Variables: neither trained nor saved.
-    self._lpips = _Hidden(lpips.load() if lpips_weight else None)
     self._coding = _Hidden(None)
 
   # --- The encoder --------------------------------------------------------------------------------
@@ -220,8 +218,8 @@ class LearnedJpeg(TrainableCodec):
     mse = tf.reduce_mean(tf.math.squared_difference(x, x_hat), axis=[1, 2, 3])
     distortion = tf.reduce_mean(mse)
     parts: dict[str, tf.Tensor] = {}
-    if self._lpips.value is not None:
-      perceptual = tf.reduce_mean(lpips.distance(x, x_hat, self._lpips.value))
+    if self._lpips_weight:  # Coding needs no weights, so that they are read here.
+      perceptual = tf.reduce_mean(lpips.distance(x, x_hat, lpips.load()))
       distortion += self._lpips_weight * perceptual
       parts["lpips"] = perceptual
     rate = tf.reduce_mean(bpp)
@@ -327,7 +325,10 @@ class LearnedJpeg(TrainableCodec):
     """The tables as `ljpeg.tables` keeps them, a path of one point."""
     luma, chroma = self._written_tables.astype(np.int64)
     point = tables_lib.Point(luma, chroma, _search_lambda(self._rd_lambda))
-    return tables_lib.TablePath((point,), self._subsampling, name)
+    note = ""
+    if self.attention is not None or self.pre_edit is not None:
+      note = f"{name} has a network; only its tables are used here (ljpeg.eval uses both)."
+    return tables_lib.TablePath((point,), self._subsampling, name, note)
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`: within what baseline files hold."""

@@ -177,7 +177,7 @@ def encode(
     paths: The tables to choose from; of more than one, the path that gives the least squared
       error + lambda * bits. Default: `tables.example_path` for 4:2:0 and for 4:4:4.
     target_bpp: Bits per pixel of the whole file; the best file that is not above.
-    target_psnr: In dB; the smallest file that is not below.
+    target_psnr: In dB; a file that is hardly above it.
     lambda_: Neither of these: squared error that a bit is worth. Default: a middle quality, or that
       of a path of one point.
     effort: One of EFFORTS, from the fastest to the smallest files.
@@ -201,21 +201,44 @@ def encode(
     paths = [tables.example_path("4:2:0"), tables.example_path("4:4:4")]
   if image.ndim == 2:
     paths = paths[:1]
-  encoder = _Encoder(image, paths[0], effort)
-  found = _meet(encoder, target_bpp, target_psnr, lambda_)
-  for path in paths[1:]:
-    other = _Encoder(image, path, effort)
-    costs = [e.search(found.lambda_, rdo.FAST).cost(found.lambda_) for e in (encoder, other)]
-    if costs[1] < costs[0]:
-      encoder, found = other, _meet(other, target_bpp, target_psnr, lambda_)
+  best = paths[0]
+  if target_bpp is None and target_psnr is None:
+    if lambda_ is None:
+      only = best.points[0].lambda_ if len(best.points) == 1 else None
+      lambda_ = only or tables.LAMBDA_RATIO * _MIDDLE_LEVEL**2
+    best = _cheapest(image, paths, lambda_)
+    return _Encoder(image, best, effort).make(lambda_, thorough=True)
+  found = _meet(_Encoder(image, best, effort), target_bpp, target_psnr)
+  chosen = _cheapest(image, paths, found.lambda_)
+  if chosen is not best:
+    found = _meet(_Encoder(image, chosen, effort), target_bpp, target_psnr)
   return found
+
+
+# Which subsampling suits a picture shows in its middle.
+_SAMPLE_SIDE = 256
+
+
+def _cheapest(
+  image: np.ndarray, paths: Sequence[tables.TablePath], lambda_: float
+) -> tables.TablePath:
+  """The path whose files cost least, error + lambda * bits, judged by the picture's middle."""
+  if len(paths) == 1:
+    return paths[0]
+  top, left = (max(0, (side - _SAMPLE_SIDE) // 2) // 16 * 16 for side in image.shape[:2])
+  middle = image[top : top + _SAMPLE_SIDE, left : left + _SAMPLE_SIDE]
+
+  def cost(path: tables.TablePath) -> float:
+    source = rdo.source(middle, path.subsampling)
+    return rdo.optimise(source, path.at(lambda_).tables, lambda_, rdo.FAST).cost(lambda_)
+
+  return min(paths, key=cost)
 
 
 def _meet(
   encoder: _Encoder,
   target_bpp: Optional[float],
   target_psnr: Optional[float],
-  lambda_: Optional[float],
 ) -> Compressed:
   if target_bpp is not None:
     bpp = target_bpp
@@ -228,23 +251,18 @@ def _meet(
       remark = f"no file of {bpp:g} bpp can be made: this is the smallest."
       return dataclasses.replace(found, reached=False, remark=remark)
     return found
-  if target_psnr is not None:
-    psnr = target_psnr
+  assert target_psnr is not None
+  psnr = target_psnr
 
-    def below_psnr(c: Compressed) -> float:
-      return psnr - c.psnr_db if math.isfinite(c.psnr_db) else -1e9
+  def below_psnr(c: Compressed) -> float:
+    return psnr - c.psnr_db if math.isfinite(c.psnr_db) else -1e9
 
-    # The smallest file that is good enough: the search is for the largest lambda.
-    found = _bisect(encoder, below_psnr, -_PSNR_TOLERANCE, rising=True)
-    if found.psnr_db < psnr:
-      remark = f"no file of {psnr:g} dB can be made: this is the best."
-      return dataclasses.replace(found, reached=False, remark=remark)
-    return found
-  if lambda_ is None:
-    points = encoder.path.points
-    level = tables.LAMBDA_RATIO * _MIDDLE_LEVEL**2
-    lambda_ = points[0].lambda_ if len(points) == 1 else level
-  return encoder.make(lambda_, thorough=True)
+  # A small file that is good enough: the search is for the largest lambda.
+  found = _bisect(encoder, below_psnr, -_PSNR_TOLERANCE, rising=True)
+  if found.psnr_db < psnr:
+    remark = f"no file of {psnr:g} dB can be made: this is the best."
+    return dataclasses.replace(found, reached=False, remark=remark)
+  return found
 
 
 def _bisect(
@@ -404,6 +422,8 @@ def main(argv: Sequence[str]) -> int:
   )
   if found.remark:
     print(f"Note: {found.remark}", file=sys.stderr)
+  if paths and paths[0].note:
+    print(f"Note: {paths[0].note}", file=sys.stderr)
   return 0
 
 

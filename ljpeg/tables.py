@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from common import runs
+
 # ITU-T T.81, tables K.1 and K.2: luma and chroma, natural order. Encoders call them quality 50.
 STANDARD = (
   np.array(
@@ -146,11 +148,13 @@ class TablePath:
     points: By rising lambda; between them and beyond, steps and lambda go on geometrically.
     subsampling: What the tables are for.
     name: Says where they are from.
+    note: What users of the tables alone should know.
   """
 
   points: tuple[Point, ...]
   subsampling: str
   name: str = ""
+  note: str = ""
 
   def at(self, lambda_: float) -> Point:
     """The point with a lambda."""
@@ -209,7 +213,7 @@ def load(path: "os.PathLike[str] | str") -> TablePath:
   try:
     points = tuple(sorted((_point(p) for p in found["points"]), key=lambda point: point.lambda_))
     subsampling = str(found["subsampling"])
-    name = str(found.get("name", path.stem))
+    name, note = str(found.get("name", path.stem)), str(found.get("note", ""))
   except (KeyError, TypeError, ValueError) as e:
     raise TablesError(f"{path}: {e}") from e
   lambdas = [p.lambda_ for p in points]
@@ -217,7 +221,7 @@ def load(path: "os.PathLike[str] | str") -> TablePath:
     raise TablesError(
       f"{path}: it needs points of different lambda, and a subsampling of {', '.join(_TUNED)}."
     )
-  return TablePath(points, subsampling, name)
+  return TablePath(points, subsampling, name, note)
 
 
 def _point(record: Any) -> Point:
@@ -238,10 +242,11 @@ def save(path: "os.PathLike[str] | str", tables: TablePath) -> None:
   record = {
     "format": FORMAT,
     "name": tables.name,
+    **({"note": tables.note} if tables.note else {}),
     "subsampling": tables.subsampling,
     "points": [
       {"lambda": p.lambda_, "luma": p.luma.tolist(), "chroma": p.chroma.tolist()}
       for p in tables.points
     ],
   }
-  pathlib.Path(path).write_text(json.dumps(record) + "\n")
+  runs.atomic_write(path, json.dumps(record) + "\n")

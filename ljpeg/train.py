@@ -5,9 +5,11 @@ from common import cli
 
 def check(unit):
   """Raises for a work unit that cannot be trained, before anything is written."""
-  from common import train_lib
+  from common import lpips, train_lib
   from ljpeg.codec import build
 
+  if unit.config["model_config"].get("lpips_weight"):
+    lpips.load()
   train_lib.check(unit, build)
 
 

@@ -22,6 +22,7 @@ from common import (
 )
 from ljpeg import attention, codec, compress, dct, export, jpeg_file, pre_edit, rate, tables
 from ljpeg import eval as evaluation
+from ljpeg import train as ljpeg_train
 from tests.conftest import ROOT, picture, run_command, run_entry_point, train
 from tests.test_lpips import made_up_weights
 
@@ -371,11 +372,16 @@ def test_objectives_are_the_two_losses():
 def test_lpips_is_part_of_the_loss_and_needs_its_weights(tmp_path, monkeypatch):
   monkeypatch.setattr(configs, "LPIPS_WEIGHTS", tmp_path / "nothing.npz")
   monkeypatch.setattr(configs, "LPIPS_WEIGHTS_IS_SET", True)
-  with pytest.raises(lpips.LpipsError, match=r"python -m common\.lpips_weights"):
-    _built(variant="tiny_lpips")
-  monkeypatch.setattr(lpips, "load", made_up_weights)
   built = _built(variant="tiny_lpips")
   x = rd.to_batch(picture(40, 56))
+  built.prepare()
+  assert built.compress(picture(40, 56))  # Needs none.
+  with pytest.raises(lpips.LpipsError, match=r"python -m common\.lpips_weights"):
+    built.objective(x, 0.02, quantizers.make_quantizer("round")())
+  config = hyper.load(str(ROOT / "ljpeg/configs/ljpeg.py:tiny_lpips"))
+  with pytest.raises(lpips.LpipsError, match=r"python -m common\.lpips_weights"):
+    ljpeg_train.check(hyper.make_work_unit(config, "ljpeg", "train"))
+  monkeypatch.setattr(lpips, "load", made_up_weights)
   terms = built.objective(x, 0.02, quantizers.make_quantizer("round")())
   distortion = terms.mse[0] + 500.0 * terms.parts["lpips"]
   assert float(terms.parts["lpips"]) > 0
