@@ -6,6 +6,9 @@ import pathlib
 
 # Sweeps run on this machine unless a test asks for Slurm, even where Slurm is installed.
 os.environ["NTC_EXECUTOR"] = "local"
+# Several workers share the cores: each computes with one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+  os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -19,6 +22,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("project")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Files whose tests must not run at the same time: they start a Slurm cluster on this machine.
+_TOGETHER = {
+  "test_slurm_real": "slurm",
+  "test_slurm_chaos": "slurm",
+  "test_slurm_training": "slurm",
+}
+
+
+def pytest_collection_modifyitems(items):
+  """A file's tests go to one worker, so that its fixtures are made once."""
+  for item in items:
+    item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
 
 
 def picture(height, width, seed=0):

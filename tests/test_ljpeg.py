@@ -518,6 +518,7 @@ def test_a_training_moves_the_tables_and_logs_its_parts(tables_run):
   assert len(log_steps) == 1 and np.ptp(log_steps[0]) > 0.05
 
 
+@pytest.mark.slow
 def test_a_training_leaves_its_tables_for_the_command(tables_run, tmp_path):
   loaded, _ = eval_lib.load_codec(tables_run, codec.build)
   path = tables.load(tables_run.path / "tables.json")

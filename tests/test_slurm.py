@@ -573,6 +573,7 @@ def test_time_limit_requeues_the_task_which_goes_on(command, cluster, tmp_path, 
   assert len(cluster.arrays()) == 1
 
 
+@pytest.mark.slow
 def test_requeue_is_tried_again_while_the_controller_is_busy(command, cluster, tmp_path, listens):
   cluster.fault("requeue-busy")
   xid = waiting(command, cluster, tmp_path)

@@ -329,6 +329,7 @@ def test_warm_start_takes_the_weights_of_a_run(unbroken, pictures, tmp_path):
     np.testing.assert_array_equal(start[k], end[k])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["factorized", "mshyper"])
 def test_a_warm_start_from_another_model_is_refused_in_few_words_before_anything_is_written(
   request, pictures, tmp_path, capsys, family
