@@ -16,7 +16,7 @@ ROOMS = {
   "B": "bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg lpips "
   "metrics profiling quantizers rd schedules transforms transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job "
-  "lpips_weights train_lib writers",
+  "lpips_weights programs train_lib writers",
 }
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}
