@@ -601,11 +601,12 @@ def _facts_of_model(path: pathlib.Path) -> list[tuple[str, Any]]:
 
 def _rates_of(artefact: artefacts.Artefact) -> list[tuple[str, Any]]:
   """Of a quantized VAE (factorized/vbq.py): what each --rate stands for."""
-  if artefact.family != "factorized" or "settings" not in artefact.shapes("coding"):
+  shapes = artefact.shapes("coding")
+  if artefact.family != "factorized" or not {"method", "settings"} <= shapes.keys():
     return []
   coding = artefact.arrays("coding")
   settings = [float(x) for x in coding["settings"].ravel()]
-  if int(coding["method"].ravel()[0]) == 0 and all(x > 0 for x in settings):
+  if coding["method"].tolist() == [0] and all(0 < x < math.inf for x in settings):  # VBQ.
     named = "lambda " + ", ".join(f"2^{math.log2(x):g}" for x in settings)
   else:
     named = "levels " + ", ".join(f"{x:g}" for x in settings)
