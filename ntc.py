@@ -276,10 +276,17 @@ class _Decoders:
   ) -> None:
     run, _ = opened
     _check_family(stream, name, run.read_work_unit().family, str(run.path))
+    from common.codec import NotPreparedError  # Lazy: it imports TensorFlow.
+
     for step, codec in self._rest:
-      self._loaded[codec.fingerprint] = codec
-      self._tried.append(f"step {step} is {codec.fingerprint.hex()}")
-      if codec.fingerprint == stream.fingerprint:
+      try:
+        fingerprint = codec.fingerprint
+      except NotPreparedError:  # A VAE's checkpoint that no quantizer was made for.
+        self._tried.append(f"step {step} cannot code yet")
+        continue
+      self._loaded[fingerprint] = codec
+      self._tried.append(f"step {step} is {fingerprint.hex()}")
+      if fingerprint == stream.fingerprint:
         if len(self._tried) > 1:
           print(f"Note: {name} was written by step {step} of {run.path}.", file=sys.stderr)
         return

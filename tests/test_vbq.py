@@ -510,6 +510,21 @@ def test_without_a_quantizer_the_message_names_the_command(run, tmp_path):
       assert f"factorized.vbq_eval --workdir {named}" in str(e.value)
 
 
+def test_a_file_of_an_older_checkpoint_is_found_though_the_newest_has_no_quantizer(
+  run, pictures, tmp_path, capsys
+):
+  ntc = importlib.import_module("ntc")
+  copy = tmp_path / run.path.name
+  shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("coding"))
+  copied = runs.RunDir.open(copy)
+  assert _evaluate(copied, pictures, pictures, tmp_path, "--step", "4", "--methods", "vbq") == 0
+  file, back = tmp_path / "a.ntc", tmp_path / "a.png"
+  picture = str(pictures / "0.png")
+  assert ntc.main(["compress", picture, str(file), "--workdir", str(copy), "--step", "4"]) == 0
+  assert ntc.main(["decompress", str(file), str(back), "--workdir", str(copy)]) == 0
+  assert back.is_file() and "was written by step 4" in capsys.readouterr().err
+
+
 def test_results_are_one_curve_a_method_of_real_bytes(run, evaluated, odd_pictures):
   dataset = data.load_eval_images(str(odd_pictures))
   found = [results.read(p) for p in results.find(evaluated / "results", dataset.name)]
