@@ -76,13 +76,14 @@ class LossScale(tf.Module):
     self.good_steps.assign(tf.where(doubles, tf.zeros_like(good), good))
 
 
-def are_finite(gradients: list[tf.Tensor]) -> tf.Tensor:
-  """Whether all values of all tensors are finite: a scalar bool."""
-  return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+def are_finite(gradients: list[Optional[tf.Tensor]]) -> tf.Tensor:
+  """Whether all values of all tensors are finite: a scalar bool. None is a tensor that has none."""
+  checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+  return tf.reduce_all(checks)
 
 
 def apply_if(
-  is_finite: tf.Tensor, apply: Callable[[list[Any]], None], gradients: list[tf.Tensor]
+  is_finite: tf.Tensor, apply: Callable[[list[Any]], None], gradients: list[Any]
 ) -> None:
   """Within a replica: `apply(gradients)` where `is_finite`, which is the same in all replicas."""
 

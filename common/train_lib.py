@@ -163,7 +163,7 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
       loss = terms.loss if loss_scale is None else terms.loss * loss_scale.scale
     gradients = tape.gradient(loss, flat)
     if loss_scale is not None:
-      gradients = [tf.convert_to_tensor(g) / loss_scale.scale for g in gradients]
+      gradients = [g if g is None else g / loss_scale.scale for g in gradients]
     gradients = distribution.mean(gradients)
     is_finite = tf.constant(True) if loss_scale is None else precision.are_finite(gradients)
     gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
