@@ -76,8 +76,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       # Of averages of the weights, such as 0.9999, which are what is validated, evaluated and
       # exported; None: none.
       ema_decay=config_dict.placeholder(float),
-      # Or "mixed_float16", "mixed_bfloat16": convolutions in 16 bits, in training only. For GPUs: on
-      # a CPU a step of bls2017.py:tiny takes 2.5 times as long in bfloat16, 100 times in float16.
+      # Or "mixed_float16", "mixed_bfloat16": convolutions in 16 bits, in training only. For GPUs:
+      # on a CPU a step of bls2017.py:tiny takes 2.5 times as long in bfloat16, 100 in float16.
       precision_policy=config_dict.placeholder(str),
       check_numerics=False,  # True: stop at the first NaN or infinity, and name its operation.
     )
