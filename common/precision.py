@@ -9,8 +9,8 @@
 `computing_in` is entered around the training's forward pass alone, so validation, evaluation and
 coding are float32 whatever a run was trained with. `common.layers` asks `lowered` what to compute
 in: what goes from one layer of a transform to the next is in 16 bits too. A transform's last layer
-is float32, since latents and pixels above 256 would lose their integers in bfloat16. Casts pass gradients on in float32, so their sums over replicas, clipping and Adam
-are float32.
+is float32, since latents and pixels above 256 would lose their integers in bfloat16. Casts pass
+gradients on in float32, so their sums over replicas, clipping and Adam are float32.
 
 Loss scaling (Micikevicius et al. 2018, arXiv 1710.03740): gradients that float16 would round to 0
 are those of a multiple of the loss. Where one overflows, the step is left out and the multiple is
