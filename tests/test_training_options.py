@@ -202,6 +202,7 @@ def test_a_run_that_stops_early_ends_done_with_its_best_checkpoint(stopped_run):
   assert ckpts.latest() == ckpts.best()["step"] == best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["decision", "record", "dropping", "test", "end mark"])
 def test_a_kill_while_it_stops_ends_in_the_same_state(stopped_run, tmp_path, monkeypatch, moment):
   """The run once more from its best checkpoint, and killed at some moment of its end."""
@@ -253,6 +254,7 @@ def test_the_test_measures_the_final_weights_as_validation_does(stopped_run, pic
   assert {"loss", "bpp", "mse", "psnr_db"} == set(values)
 
 
+@pytest.mark.slow
 def test_the_test_data_of_the_validation_give_the_numbers_of_the_validation(pictures, tmp_path):
   argv = tiny_arguments(pictures, tmp_path, *_test_data(pictures), steps=1)
   argv += [
@@ -327,6 +329,7 @@ def _resumed_like(run, tmp_path):
   _assert_same_weights(_weights(run), _weights(copied))
 
 
+@pytest.mark.slow
 def test_averages_resume_exactly(averaged_run, tmp_path):
   _resumed_like(averaged_run, tmp_path)
 
@@ -464,6 +467,7 @@ def half_run(pictures, tmp_path_factory):
     precision.LossScale.INITIAL = before
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_left_out_and_logged_and_is_no_divergence(half_run):
   weights = _weights(half_run)
   assert half_run.read_state()["state"] == "DONE"
@@ -478,10 +482,12 @@ def test_a_step_that_overflows_is_left_out_and_logged_and_is_no_divergence(half_
   assert iterations and all(i == 6 - left_out for i in iterations)
 
 
+@pytest.mark.slow
 def test_mixed_precision_resumes_exactly(half_run, tmp_path):
   _resumed_like(half_run, tmp_path)
 
 
+@pytest.mark.slow
 def test_nan_at_scale_one_is_a_divergence(pictures, tmp_path, monkeypatch):
   monkeypatch.setattr(precision.LossScale, "INITIAL", 1.0)
   argv = tiny_arguments(
@@ -494,6 +500,7 @@ def test_nan_at_scale_one_is_a_divergence(pictures, tmp_path, monkeypatch):
   assert "is not finite" in _only_run(tmp_path).read_state()["reason"]
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_precision_of_the_training(pictures, tmp_path):
   """The same weights, trained either way, give the same file: coding is float32."""
   from common import eval_lib
