@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from common import bitstream, dct_init, entropy, rd, transforms
+from common import bitstream, dct_init, entropy, rd, tiling, transforms
 from common.codec import Coded, Latent, Latents, NotPreparedError, Quantizer, TrainableCodec
 from common.profiling import Stage
 from factorized import vbq
@@ -108,6 +108,14 @@ class GaussianVAE(TrainableCodec):
   def synthesize(self, decode: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """See `TrainableCodec.synthesize`."""
     return (self.synthesis(decode["y"]) + 0.5) * 255.0
+
+  def analysis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.analysis_windows`."""
+    return {"y": self.analysis}
+
+  def synthesis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.synthesis_windows`."""
+    return {"y": self.synthesis}
 
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
@@ -233,8 +241,7 @@ class GaussianVAE(TrainableCodec):
       raise bitstream.BitstreamError(
         f"Rate {rate} of {self.num_rates} (0 is the first): damaged or hostile."
       )
-    factor = self.downsample_factor
-    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    height, width = rd.latent_grid(self, (stream.height, stream.width))
     symbols = self.coder.decode(cursor.rest(), (1, height, width, self.channels), rate)
     if entropy.symbols_crc(symbols) != stream.symbols_crc:
       raise bitstream.BitstreamError(

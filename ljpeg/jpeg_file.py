@@ -16,6 +16,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from common import bitstream
 from ljpeg import huffman
 
 # Component sampling (vertical, horizontal) of luma; chroma has (1, 1).
@@ -421,6 +422,23 @@ def _or(words: np.ndarray, word: np.ndarray, value: np.ndarray) -> None:
 # --- Reading --------------------------------------------------------------------------------------
 
 
+def check_room(data: bytes, size: tuple[int, int]) -> None:
+  """Checks the size that a file claims before anything is made for it.
+
+  Decoders make up what a file lacks: a few bytes can claim a picture of gigabytes.
+
+  Raises:
+    bitstream.BitstreamError: The picture (height, width) is larger than pictures may be, or than
+      the bytes can hold: a block takes a bit at the least.
+  """
+  bitstream.check_size(*size)
+  rows, cols = grid(size)
+  if rows * cols > 8 * len(data):
+    raise bitstream.BitstreamError(
+      f"{len(data)} bytes cannot hold {size[1]}x{size[0]} pixels: damaged or hostile."
+    )
+
+
 def read_jpeg(data: bytes) -> JpegImage:
   """Coefficients and tables of a .jpg file: baseline or progressive, grey or YCbCr, 8 bits.
 
@@ -434,12 +452,16 @@ def read_jpeg(data: bytes) -> JpegImage:
   try:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
       size, mode = (image.height, image.width), image.mode
+      check_room(data, size)
       image.load()  # Of a truncated file, libjpeg alone would make up the rest.
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
     raise JpegFileError(f"Not a whole JPEG file: {e}") from e
   if mode not in ("L", "RGB"):
     raise JpegFileError(f"A JPEG file of mode {mode}; only grey and YCbCr files can be read.")
-  components, tables, factors = libjpeg.read_coefficients(data)
+  try:
+    components, tables, factors = libjpeg.read_coefficients(data)
+  except libjpeg.LibjpegError as e:
+    raise JpegFileError(f"A JPEG file that libjpeg cannot take apart: {e}") from e
   subsampling: Optional[str] = "4:4:4"
   if len(components) == 3:
     chroma = factors[1]

@@ -14,7 +14,7 @@ ROOMS = {
   "A": "bd datasets fetch flags hyper launchers report report_page results runs slurm supervise "
   "unpack venv",
   "B": "bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg lpips "
-  "metrics profiling quantizers rd schedules transforms transforms_elic transforms_shallow",
+  "metrics profiling quantizers rd schedules tiling transforms transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job "
   "lpips_weights train_lib writers",
 }
