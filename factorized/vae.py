@@ -196,7 +196,13 @@ class GaussianVAE(TrainableCodec):
 
   def symbols(self, latents: Latents) -> np.ndarray:
     """The indices of the code points for the latents of a batch: int32 [B, h, w, C]."""
-    return self.coder.quantize(*posterior(latents), self.rate_index)
+    loc, log_scale = latents["y"]
+    assert log_scale is not None, "A VAE's encoder gives a scale."
+    symbols = np.empty(loc.shape, np.int32)
+    for band in rd.bands(loc.shape):
+      part = {"y": Latent(loc[:, band], log_scale[:, band])}
+      symbols[:, band] = self.coder.quantize(*posterior(part), self.rate_index)
+    return symbols
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`."""

@@ -444,8 +444,8 @@ MAX_SEARCH_PIXELS = 1 << 24
 def _check_search(image: np.ndarray) -> None:
   if image.shape[0] * image.shape[1] > MAX_SEARCH_PIXELS:
     raise tiling.TooLargeError(
-      f"A picture of {image.shape[1]}x{image.shape[0]} pixels: the search of the learned JPEG takes "
-      f"at most {MAX_SEARCH_PIXELS}. Train with model_config.search='', whose encoder runs in tiles, "
+      f"A picture of {image.shape[1]}x{image.shape[0]} pixels: the search of the learned JPEG "
+      f"takes at most {MAX_SEARCH_PIXELS}. With model_config.search='' the encoder runs in tiles; "
       "or cut the picture into parts."
     )
 

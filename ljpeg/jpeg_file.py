@@ -439,6 +439,22 @@ def check_room(data: bytes, size: tuple[int, int]) -> None:
     )
 
 
+def _check_segments(data: bytes) -> None:
+  """Raises JpegFileError for a segment shorter than its own length field: jpeglib trusts that."""
+  at = 2
+  while (at := data.find(b"\xff", at)) >= 0 and at + 3 < len(data):
+    marker = data[at + 1]
+    if marker == 0xFF:  # A fill byte.
+      at += 1
+    elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # Data, or a marker alone.
+      at += 2
+    else:
+      length = int.from_bytes(data[at + 2 : at + 4], "big")
+      if length < 2:
+        raise JpegFileError(f"A segment of {length} bytes: damaged or hostile.")
+      at += 2 + length
+
+
 def read_jpeg(data: bytes) -> JpegImage:
   """Coefficients and tables of a .jpg file: baseline or progressive, grey or YCbCr, 8 bits.
 
@@ -458,6 +474,7 @@ def read_jpeg(data: bytes) -> JpegImage:
     raise JpegFileError(f"Not a whole JPEG file: {e}") from e
   if mode not in ("L", "RGB"):
     raise JpegFileError(f"A JPEG file of mode {mode}; only grey and YCbCr files can be read.")
+  _check_segments(data)
   try:
     components, tables, factors = libjpeg.read_coefficients(data)
   except libjpeg.LibjpegError as e:

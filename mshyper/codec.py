@@ -336,11 +336,10 @@ class _Hidden:
 
 
 def _values(symbols: np.ndarray, mean: np.ndarray) -> tf.Tensor:
-  """What rounding y - mean to `symbols` makes of y, float32."""
-  values = mean.copy()
-  for row in range(values.shape[1]):
-    values[:, row] += symbols[:, row]
-  return tf.constant(values)
+  """What rounding y - mean to `symbols` makes of y, float32; in the place of `mean`."""
+  for row in range(mean.shape[1]):
+    mean[:, row] += symbols[:, row]
+  return tf.constant(mean)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

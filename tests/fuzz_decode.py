@@ -35,7 +35,7 @@ from tests.conftest import TINY_MODELS, picture
 FAMILIES = ("factorized", "vbq", "mshyper", "ljpeg", "ntcm")
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 SIZES = ((40, 56), (7, 5), (33, 64))
-SECONDS = 1.0  # For one file.
+SECONDS = 1.0  # Of processor time, for one file.
 HANG_SECONDS = 60
 
 
@@ -586,6 +586,7 @@ def corpus() -> dict[str, bytes]:
     sizes = b"".join(side.to_bytes(2, "big") for side in sides)
     files[f"hostile-{name}.jpg"] = whole[: frame + 1] + sizes + whole[frame + 5 :]
   files["hostile-no-scan.jpg"] = whole[: _jpeg_segments(whole)[-1][1] - 4] + b"\xff\xd9"
+  files["odd-segment.jpg"] = whole[:2] + b"\xff\xe0\0\1" + whole[2:]
   stream_ = bitstream.Bitstream("factorized", bytes(6), 40, 56, (b"\0" * 8,), 0)
   for name, change in (
     ("huge", {"height": 2**27, "width": 2**27}),
@@ -680,13 +681,13 @@ def run(family: str, number: int, seed: int = 0, first: int = 0, seconds: float 
     again = f"make({family!r}, {seed}, {index})"
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
     name, data = make(family, seed, index)
-    start = time.perf_counter()
+    start = time.process_time()  # A busy machine is no slow decoder.
     try:
       outcome = check(family, data)
     except Exception as e:
       outcome = "wrong"
       tally.failures.append(f"{again} ({name}): {type(e).__name__}: {e}"[:300])
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     if taken > seconds:
       tally.failures.append(f"{again} ({name}): {taken:.1f} s")
     tally.slowest = max(tally.slowest, taken)
@@ -723,7 +724,7 @@ def main(argv: Optional[list[str]] = None) -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--first", type=int, default=0, help="number of the first file")
   parser.add_argument("--family", action="append", choices=FAMILIES)
-  parser.add_argument("--seconds", type=float, default=SECONDS, help="for one file")
+  parser.add_argument("--seconds", type=float, default=SECONDS, help="processor time for a file")
   parser.add_argument("--make_corpus", action="store_true", help="write tests/corpus and end")
   args = parser.parse_args(argv)
   if args.make_corpus:
