@@ -17,14 +17,17 @@ holds, and nothing is allocated from sizes before they are bounded.
 """
 
 import dataclasses
+import os
 import zlib
 
 FORMAT_VERSION = 1
 FINGERPRINT_BYTES = 6
 MAX_SECTIONS = 16
 
-# Pictures beyond this are refused: about 11,500 x 11,500.
-MAX_PIXELS = 1 << 27
+# Pictures beyond this are refused, when they are written and when they are read: about 11,500 x
+# 11,500. It bounds the memory that any file can ask for (docs/results.md, "Robustness");
+# NTC_MAX_PIXELS sets another bound.
+MAX_PIXELS = int(os.environ.get("NTC_MAX_PIXELS") or 1 << 27)
 
 _MAGIC = b"NTC"
 
@@ -124,7 +127,8 @@ def check_size(height: int, width: int) -> None:
   """Raises BitstreamError for sizes of no picture, or of one beyond MAX_PIXELS."""
   if height < 1 or width < 1 or height * width > MAX_PIXELS:
     raise BitstreamError(
-      f"A picture of {width}x{height} pixels: sizes are 1x1 to {MAX_PIXELS} pixels in all."
+      f"A picture of {width}x{height} pixels: sizes are 1x1 to {MAX_PIXELS} pixels in all "
+      "(NTC_MAX_PIXELS)."
     )
 
 

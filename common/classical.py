@@ -15,11 +15,13 @@ for WebP and JPEG XL, and at most 0.3 for AVIF 4:4:4; but AVIF 4:2:0, as Pillow 
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import io
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -460,7 +462,12 @@ def measure(codec: Codec, name: str, image: np.ndarray, lpips: bool = True) -> r
 
 
 def evaluate(
-  name: str, qualities: Sequence[int], images: Images, jobs: int = 1, lpips: bool = True
+  name: str,
+  qualities: Sequence[int],
+  images: Images,
+  jobs: int = 1,
+  lpips: bool = True,
+  partials: Optional[Sequence[results.Partial]] = None,
 ) -> list[results.ResultFile]:
   """Measures a codec on all pictures.
 
@@ -471,6 +478,8 @@ def evaluate(
     jobs: Pictures at work at the same time. More than one makes it faster, and the seconds
       that are recorded a little longer.
     lpips: Whether to measure LPIPS, where there are weights.
+    partials: Of each quality, where records are kept as they are measured; those that are there
+      are not measured again.
 
   Raises:
     ClassicalError: See `make`; or a picture is too large for the format.
@@ -478,19 +487,25 @@ def evaluate(
   row = _row(name)
   library, version = next(iter(row.versions().items()))
   codecs = [make(name, quality) for quality in qualities]
+  keep: list[Optional[results.Partial]] = [None] * len(codecs)
+  if partials is not None:
+    keep = list(partials)
   for codec in codecs[:1]:
     codec.decompress(codec.compress(np.zeros([16, 16, 3], np.uint8)))  # Loads the library.
 
   def measure_image(index: int) -> list[results.EvalRecord]:
     image_name, image = images[index]
-    return [measure(codec, image_name, image, lpips) for codec in codecs]
+    before = [None if p is None else p.records.get(image_name) for p in keep]
+    return [r or measure(c, image_name, image, lpips) for c, r in zip(codecs, before)]
 
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     tasks = [pool.submit(measure_image, index) for index in range(len(images))]
     try:
       done = concurrent.futures.as_completed(tasks)
       for task in tqdm.tqdm(done, desc=name, total=len(tasks), unit="picture", disable=None):
-        task.result()
+        for partial, record in zip(keep, task.result()):
+          if partial is not None and record.image not in partial.records:
+            partial.append(record)
     except BaseException:
       for task in tasks:
         task.cancel()
@@ -534,10 +549,16 @@ def _config(name: str, quality: int, jobs: int) -> dict[str, Any]:
   }
 
 
+def _result_path(
+  name: str, quality: int, images: Images, results_dir: runs.PathLike
+) -> pathlib.Path:
+  run = {"family": FAMILY, "xid": name, "wid": quality, "runname": f"quality={quality}"}
+  return results.result_path(results_dir, images.name, "bitstream", run, step=0)
+
+
 def _is_done(name: str, quality: int, images: Images, results_dir: runs.PathLike) -> bool:
   """Whether the results are there, of these pictures, this codec and these library versions."""
-  run = {"family": FAMILY, "xid": name, "wid": quality, "runname": f"quality={quality}"}
-  path = results.result_path(results_dir, images.name, "bitstream", run, step=0)
+  path = _result_path(name, quality, images, results_dir)
   if not path.is_file():
     return False
   try:
@@ -625,9 +646,23 @@ def run(argv: Sequence[str]) -> None:
       print(f"{name}: {there} of {len(qualities)} qualities are there already.")
     if not todo:
       continue
-    for result in evaluate(name, todo, images, jobs, values.lpips):
-      path = results.write(values.results_dir, result)
-      print(f"{_summary(result)}  {path.name}")
+    with contextlib.ExitStack() as stack:
+      partials = []
+      for quality in todo:
+        of = {
+          "config": {**_config(name, quality, jobs), "jobs": None},
+          "dataset": {"name": images.name, "hash": images.hash},
+          "lpips": values.lpips and metrics.lpips_weights() is not None,
+          "code": results.code_hash("common"),
+        }
+        path = _result_path(name, quality, images, values.results_dir)
+        partials.append(results.Partial(path, of, anew=not values.skip_existing))
+        stack.enter_context(partials[-1])
+      measured = evaluate(name, todo, images, jobs, values.lpips, partials)
+      for result, partial in zip(measured, partials):
+        path = results.write(values.results_dir, result)
+        partial.remove()
+        print(f"{_summary(result)}  {path.name}")
 
 
 def _summary(result: results.ResultFile) -> str:
@@ -644,7 +679,14 @@ def main() -> None:
   """The command line."""
   try:
     run(sys.argv[1:])
-  except (flags.UsageError, ClassicalError, data.DataError, runs.RunError, OSError) as e:
+  except (
+    flags.UsageError,
+    ClassicalError,
+    data.DataError,
+    results.ResultError,
+    runs.RunError,
+    OSError,
+  ) as e:
     flags.fail(e)
   except KeyboardInterrupt:
     sys.exit(130)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Protocol
 import numpy as np
 import tensorflow as tf
 
+from common import tiling
 from common.bitstream import FINGERPRINT_BYTES
 from common.profiling import Stage
 
@@ -210,6 +211,23 @@ class TrainableCodec(Codec, tf.Module):
       digest.update(variable.numpy().tobytes())
     self._fingerprint = digest.digest()[:FINGERPRINT_BYTES]
 
+  def analysis_windows(self) -> Optional[tiling.Windows]:
+    """Which pixels each latent depends on, by its name, so that large pictures are inferred in
+    tiles; None where they cannot be: they are refused then."""
+    return None
+
+  def infer_tile(self, x: tf.Tensor) -> Latents:
+    """`infer` of a part of a large picture: the latents that `analysis_windows` names."""
+    return self.infer(x)
+
+  def complete(self, latents: Latents) -> Latents:
+    """All latents of a large picture, from those of `infer_tile` put together."""
+    return latents
+
+  def synthesis_windows(self) -> Optional[tiling.Windows]:
+    """Which values of each of `synthesize`'s inputs a pixel depends on, by name; None as above."""
+    return None
+
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
     """The trainable variables of the entropy model: they may get a learning rate of their own."""
@@ -273,7 +291,7 @@ class TrainableCodec(Codec, tf.Module):
   _fingerprint: Optional[bytes] = None
 
   def graph(self, method: str) -> Callable[..., Any]:
-    """`infer` or `synthesize` as one compiled function that serves images of every size."""
+    """`infer`, `infer_tile` or `synthesize`, compiled once for images of every size."""
     graphs = self.__dict__.setdefault("_graphs", _Graphs())
     if method not in graphs.functions:
       function = tf.function(getattr(self, method))
@@ -296,7 +314,7 @@ class TrainableCodec(Codec, tf.Module):
     searches further."""
     from common import rd  # Lazy: rd imports this module.
 
-    return rd.infer(self, rd.to_batch(image))
+    return rd.infer_image(self, image)
 
   def compress(self, image: np.ndarray) -> bytes:
     """See `Codec.compress`: `pack(latents_of(image))`."""
@@ -307,7 +325,7 @@ class TrainableCodec(Codec, tf.Module):
     from common import rd  # Lazy: rd imports this module.
 
     decode, size = self.unpack(data)
-    return rd.to_image(rd.synthesize(self, decode, size))
+    return rd.reconstruct(self, decode, size)
 
 
 # What an entry point hands to the loops: from `model_config` to an untrained codec.

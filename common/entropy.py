@@ -9,7 +9,7 @@ import functools
 import math
 import types
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable, Optional
 
 import numpy as np
@@ -23,6 +23,7 @@ _TAIL_MASS = 2.0**-15  # Coded by the escape symbol, each side half of it.
 _TAIL_DEVIATIONS = 4.17  # Where a normal density has that tail mass.
 _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
 MAX_ABS_SYMBOL = 1 << 28
+_SYMBOLS_AT_ONCE = 1 << 22  # In the range coder.
 OFFSET_BITS = 10  # Fractional bits of a factorized prior's quantization offset.
 
 # The 64 scales of the Gaussian conditional, 0.11 to 256: natural logarithms, evenly spaced.
@@ -118,26 +119,44 @@ def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]
   Args:
     tables: The distributions.
     symbols: int32 [..., C], absolute values at most MAX_ABS_SYMBOL.
-    rows: int32, the shape of `symbols`: each one's row of `tables`. None: the last axis chooses the
-      row, of which there are C.
+    rows: Integers, the shape of `symbols`: each one's row of `tables`. None: the last axis chooses
+      the row, of which there are C.
   """
-  if np.abs(symbols.astype(np.int64)).max(initial=0) > MAX_ABS_SYMBOL:
+  if max(symbols.max(initial=0), -int(symbols.min(initial=0))) > MAX_ABS_SYMBOL:
     raise ValueError(f"Symbols lie within -{MAX_ABS_SYMBOL}..{MAX_ABS_SYMBOL}.")
-  chosen = slice(None) if rows is None else rows
-  escape = tables.escape[chosen]
-  relative = symbols.astype(np.int32) - tables.first[chosen]
-  above = relative - escape
-  outside = (relative < 0) | (above >= 0)
-  distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
-  overflow = b"".join(varint(int(d)) for d in distance)
-  relative = np.where(outside, escape, relative).astype(np.int32)
+  flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
+  overflow = []
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    if rows is None:
-      handle = tfc.entropy_encode_channel(handle, relative)
-    else:
-      handle = tfc.entropy_encode_index(handle, rows.astype(np.int32), relative)
-    return varint(len(overflow)) + overflow + tfc.entropy_encode_finalize(handle).numpy()
+    for part in _parts(flat.shape):
+      at = None if flat_rows is None else flat_rows[part].astype(np.int32)
+      chosen = slice(None) if at is None else at
+      escape = tables.escape[chosen]
+      relative = flat[part].astype(np.int32) - tables.first[chosen]
+      above = relative - escape
+      outside = (relative < 0) | (above >= 0)
+      distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
+      overflow.append(b"".join(varint(int(d)) for d in distance))
+      relative = np.where(outside, escape, relative).astype(np.int32)
+      if at is None:
+        handle = tfc.entropy_encode_channel(handle, relative)
+      else:
+        handle = tfc.entropy_encode_index(handle, at, relative)
+    escapes = b"".join(overflow)
+    return varint(len(escapes)) + escapes + tfc.entropy_encode_finalize(handle).numpy()
+
+
+def _flat(symbols: np.ndarray) -> np.ndarray:
+  """[..., C] as [n, C], C unchanged; no copy."""
+  return symbols.reshape(-1, symbols.shape[-1]) if symbols.ndim > 1 else symbols.reshape(1, -1)
+
+
+def _parts(shape: Sequence[int]) -> Iterator[slice]:
+  """Rows of [n, C] that are coded at once: the coder's bytes do not depend on it, its memory
+  does."""
+  at_once = max(1, _SYMBOLS_AT_ONCE // max(1, shape[1]))
+  for begin in range(0, max(1, shape[0]), at_once):
+    yield slice(begin, begin + at_once)
 
 
 def decode(
@@ -152,25 +171,38 @@ def decode(
   if rows is None:
     fewest_bits = count // shape[-1] * float(tables.best_bits.sum())
   else:
-    fewest_bits = float(tables.best_bits[rows].sum())
+    numbers = np.bincount(rows.reshape(-1), minlength=len(tables.best_bits)) if count else 0
+    fewest_bits = float(np.sum(numbers * tables.best_bits))
   check_room(data, count, fewest_bits)
   cursor = Cursor(data)
   overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
   coded = cursor.rest()
+  symbols = np.empty(shape, np.int32)
+  flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(coded, tables.cdf)
-    if rows is None:
-      handle, decoded = tfc.entropy_decode_channel(handle, list(shape), tf.int32)
-    else:
-      handle, decoded = tfc.entropy_decode_index(
-        handle, rows.astype(np.int32), list(shape), tf.int32
-      )
+    for part in _parts(flat.shape):
+      at = None if flat_rows is None else flat_rows[part].astype(np.int32)
+      size = list(flat[part].shape)
+      if at is None:
+        handle, decoded = tfc.entropy_decode_channel(handle, size, tf.int32)
+      else:
+        handle, decoded = tfc.entropy_decode_index(handle, at, size, tf.int32)
+      flat[part] = _with_overflow(tables, decoded.numpy(), at, overflow)
     in_step = bool(tfc.entropy_decode_finalize(handle).numpy())
   if not in_step:
     raise BitstreamError("The range decoder ends out of step: the section is damaged.")
-  relative = decoded.numpy()
+  if overflow.remaining:
+    raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
+  return symbols
+
+
+def _with_overflow(
+  tables: CodingTables, relative: np.ndarray, rows: Optional[np.ndarray], overflow: Cursor
+) -> np.ndarray:
+  """The integers that the range coder's symbols [n, C] stand for; escapes read `overflow`."""
   escape, first = (
-    np.broadcast_to(values, shape) if rows is None else values[rows]
+    np.broadcast_to(values, relative.shape) if rows is None else values[rows]
     for values in (tables.escape, tables.first)
   )
   escaped = np.nonzero(relative == escape)
@@ -183,15 +215,24 @@ def decode(
     if np.abs(values + first[escaped]).max() > MAX_ABS_SYMBOL:
       raise BitstreamError("An overflow value is out of range: damaged or hostile.")
     relative[escaped] = values
-  if overflow.remaining:
-    raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
   return relative + first
 
 
 def round_around(y: tf.Tensor, centre: np.ndarray) -> np.ndarray:
   """The integers that stand for `y` on the grid around `centre`: round(y - centre), int32."""
-  rounded = np.round(np.asarray(y) - centre)
-  return np.clip(np.nan_to_num(rounded), -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
+  y = np.asarray(y)
+  if y.ndim != 4:
+    return _round(y - centre)
+  symbols = np.empty(y.shape, np.int32)
+  for row in range(y.shape[1]):  # Row by row: little else is in memory.
+    here = centre if np.ndim(centre) < 4 else centre[:, row]
+    symbols[:, row] = _round(y[:, row] - here)
+  return symbols
+
+
+def _round(x: np.ndarray) -> np.ndarray:
+  rounded = np.nan_to_num(np.round(x))
+  return np.clip(rounded, -MAX_ABS_SYMBOL, MAX_ABS_SYMBOL).astype(np.int32)
 
 
 def check_room(data: bytes, count: int, fewest_bits: float) -> None:
@@ -205,7 +246,7 @@ def check_room(data: bytes, count: int, fewest_bits: float) -> None:
 
 def symbols_crc(symbols: np.ndarray, crc: int = 0) -> int:
   """CRC-32 of int32 symbols, chained on `crc`: checks that decoding gave what was encoded."""
-  return zlib.crc32(np.ascontiguousarray(symbols, "<i4").tobytes(), crc)
+  return zlib.crc32(np.ascontiguousarray(symbols, "<i4").data, crc)
 
 
 class FactorizedPrior(tf.Module):

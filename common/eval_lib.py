@@ -1,12 +1,13 @@
 """Evaluation of a trained run on a data set: real bitstreams, image by image; and its profile."""
 
 import dataclasses
+import hashlib
 import logging
 import math
 import pathlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -87,7 +88,7 @@ def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarra
   """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
   latents = codec.latents_of(image)
   size = (image.shape[0], image.shape[1])
-  decoded = rd.to_image(rd.synthesize(codec, codec.rounded(latents), size))
+  decoded = rd.reconstruct(codec, codec.rounded(latents), size)
   return codec.ideal_bits(latents), decoded
 
 
@@ -159,8 +160,8 @@ def _check_decoded(name: str, own: np.ndarray, decoded: np.ndarray, tolerance: f
   if np.array_equal(own, decoded):
     return
   if own.shape == decoded.shape:
-    difference = np.mean(np.abs(own.astype(np.int32) - decoded))
-    if difference <= tolerance:
+    total = sum(np.abs(a.astype(np.int32) - b).sum() for a, b in zip(own, decoded))
+    if total <= tolerance * own.size:
       return
   raise MismatchError(
     f"{name}: the decoded picture differs from the encoder's reconstruction in "
@@ -202,6 +203,9 @@ def evaluate(
 ) -> Optional[pathlib.Path]:
   """Evaluates a run on a data set and writes its results file; returns that file's path.
 
+  Records are kept as they are measured (`results.Partial`): one that was killed goes on where it
+  was.
+
   Args:
     run: A training run with a checkpoint; or a work unit, whose untrained model is profiled.
     build: Of its family.
@@ -211,7 +215,7 @@ def evaluate(
     step: Of the checkpoint, or "best"; None for the newest.
     results_dir: Where results lie.
     skip_existing: Whether an existing results file of the same pictures, model and config is left
-      as it is; not if `save_dir` is given.
+      as it is, and an evaluation that ended early goes on; not if `save_dir` is given.
     save_dir: Where decoded pictures (PNG) and files go; None: nowhere.
     job_dir: Where a launcher looks for the state of this evaluation.
     profile: Whether to measure what the model costs, print that and put it into the results file,
@@ -223,6 +227,7 @@ def evaluate(
 
   Raises:
     hyper.ConfigError: The work unit's config gives no model of this family.
+    results.ResultError: The results cannot be written, or another process is making them.
   """
   if isinstance(run, hyper.WorkUnit):
     name, image = sample_image(profile_size or PROFILE_SIZE)
@@ -241,18 +246,28 @@ def evaluate(
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
     result = current
   else:
-    records = _measure(codec, images, mode, save_dir, job_dir, run.path.name, lpips)
-    result = results.ResultFile(
-      run=facts,
-      config=unit.config,
-      overrides=unit.overrides,
-      step=number,
-      dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
-      mode=mode,
-      records=records,
-      profile=None if current is None else current.profile,
-    )
-    results.write(results_dir, result)
+    anew = not skip_existing or save_dir is not None
+    of = _depends_on(codec, facts, unit, number, images, mode, lpips)
+    with results.Partial(path, of, anew) as partial:
+      found = None if anew else _current(path, facts, unit, images)  # By a process just before.
+      if found is None:
+        if partial.records:
+          _LOG.info("%d of %d pictures were measured before.", len(partial.records), len(images))
+        _measure(codec, images, mode, save_dir, job_dir, run.path.name, lpips, partial)
+        records = tuple(partial.records[name] for name in images.names)
+        found = results.ResultFile(
+          run=facts,
+          config=unit.config,
+          overrides=unit.overrides,
+          step=number,
+          dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
+          mode=mode,
+          records=records,
+          profile=None if current is None else current.profile,
+        )
+        results.write(results_dir, found)
+      partial.remove()
+    result = found
     _LOG.info("%s", summary(result))
   if profile:
     measured = profile_and_print(codec, *_typical_image(dataset, images, profile_size), step=number)
@@ -287,6 +302,31 @@ def _current(
   return None
 
 
+def _depends_on(
+  codec: TrainableCodec,
+  facts: dict[str, Any],
+  unit: hyper.WorkUnit,
+  step: int,
+  images: data.EvalImages,
+  mode: str,
+  lpips: bool,
+) -> dict[str, Any]:
+  """All that an evaluation's records depend on, but for the machine."""
+  weights = hashlib.sha256()
+  for variable in codec.variables:  # The fingerprint is of the decoder alone.
+    weights.update(variable.numpy().tobytes())
+  return {
+    "run": facts,
+    "weights": weights.hexdigest(),
+    "config": unit.config,
+    "step": step,
+    "dataset": {"name": images.name, "hash": images.hash, "images": images.names},
+    "mode": mode,
+    "lpips": lpips and metrics.lpips_weights() is not None,
+    "code": results.code_hash("common", unit.family),
+  }
+
+
 def _measure(
   codec: Codec,
   images: data.EvalImages,
@@ -295,25 +335,28 @@ def _measure(
   job_dir: Optional[runs.RunDir],
   label: str,
   lpips: bool,
-) -> tuple[results.EvalRecord, ...]:
-  """The records of all pictures."""
-  if len(images):  # The first call traces; it is not part of anybody's time.
-    _, image = images[0]
-    codec.decompress(codec.compress(image))
-  progress = writers.Progress(len(images), unit="image", run=job_dir, label=label)
-  records = []
+  partial: results.Partial,
+) -> None:
+  """Measures the pictures that are not in `partial` yet, and puts them there."""
+  done = len(partial.records)
+  if done == len(images):
+    return
+  missing = [i for i, name in enumerate(images.names) if name not in partial.records]
+  _, image = images[missing[0]]
+  codec.decompress(codec.compress(image))  # The first call traces: not part of anybody's time.
+  progress = writers.Progress(len(images), done, unit="image", run=job_dir, label=label)
   try:
-    for measured in _records(codec, images, mode, save_dir, lpips):
-      records.append(measured)
-      progress.update(len(records), f"{measured.bpp:.3f} bpp {measured.psnr_db or math.inf:.2f} dB")
+    for measured in _records(codec, (images[i] for i in missing), mode, save_dir, lpips):
+      partial.append(measured)
+      done += 1
+      progress.update(done, f"{measured.bpp:.3f} bpp {measured.psnr_db or math.inf:.2f} dB")
   finally:
     progress.close()
-  return tuple(records)
 
 
 def _records(
   codec: Codec,
-  images: data.EvalImages,
+  images: Iterable[tuple[str, np.ndarray]],
   mode: str,
   save_dir: Optional[runs.PathLike],
   lpips: bool,

@@ -133,6 +133,10 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   ckpts.restore(tf.train.Checkpoint(codec=codec), step)
   codec.prepare()
   images = data.load_eval_images(config.data_config.dataset)
+  facts = eval_lib.run_facts(job.run)
+  results.check_writable(
+    results.result_path(configs.RESULTS_DIR, images.name, "itinf", facts, step)
+  )
   searches = config.itinf_config.method == SEARCH
   rd_lambda = float(model_config.rd_lambda)
   optimizer = None if searches else _LatentOptimizer(codec, config, rd_lambda)
@@ -161,7 +165,6 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   finally:
     progress.close()
   ordered = tuple(records[name] for name, _ in images)
-  facts = eval_lib.run_facts(job.run)
   result = results.ResultFile(
     run={**facts, "trained_run": str(trained.path)},
     config={**job.unit.config, "model_config": hyper.plain(model_config)},

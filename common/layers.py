@@ -157,6 +157,13 @@ class Layer(tf.Module):
     down, up = self.downsample, self.upsample
     return -(-height // down) * up, -(-width // down) * up
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """First and last input sample, in either direction, that outputs `first` to `last` depend on.
+
+    They may lie beyond the edges. Large pictures run in tiles by this (`common.tiling`).
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no `needs`: it cannot run in tiles.")
+
   def macs(self, height: int, width: int) -> int:
     """Multiply-adds for one image; height and width are those of the layer's input."""
     del height, width
@@ -346,6 +353,11 @@ class Conv2D(_Convolution):
       return False
     return self._is_same_for_multiples()
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`."""
+    begin = self.stride * first - self.origin
+    return begin, begin + self.stride * (last - first) + self.kernel_size - 1
+
   def macs(self, height: int, width: int) -> int:
     """kernel_size^2 x in_channels x out_channels for each output position."""
     return (
@@ -432,6 +444,13 @@ class Conv2DTranspose(_Convolution):
     Zeros before and after.
     """
     return [self.origin, max(0, self.kernel_size - self.stride - self.origin)]
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: all m for which output + origin - stride * m is a tap of the kernel."""
+    return (
+      -((self.kernel_size - 1 - self.origin - first) // self.stride),
+      (last + self.origin) // self.stride,
+    )
 
   def macs(self, height: int, width: int) -> int:
     """kernel_size^2 x in_channels x out_channels for each input position."""
@@ -628,6 +647,10 @@ class GDN(Layer):
     )
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: each sample for itself."""
+    return first, last
+
   def macs(self, height: int, width: int) -> int:
     """Channels^2 for each position."""
     return height * width * self.in_channels**2
@@ -639,6 +662,10 @@ class GDN(Layer):
 
 class Pointwise(Layer):
   """An activation function as a layer, for where it does not go with a convolution."""
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: each sample for itself."""
+    return first, last
 
   def __init__(self, channels: int, activation: Activation, name: Optional[str] = None):
     """Makes the layer for `channels`; see `Conv2D` for `activation`."""
@@ -726,6 +753,12 @@ class Sequential(Layer):
   def elementwise(self, height: int, width: int) -> int:
     """The sum over the layers."""
     return self._sum(lambda layer, h, w: layer.elementwise(h, w), height, width)
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: from the last layer back to the first."""
+    for layer in reversed(self.layers):
+      first, last = layer.needs(first, last)
+    return first, last
 
   def output_size(self, height: int, width: int):
     """The size after the last layer."""

@@ -137,5 +137,51 @@ def of_images(a: np.ndarray, b: np.ndarray) -> Optional[float]:
     return None
   weights = load()
   with tf.device("CPU:0"):
+    if a.shape[0] * a.shape[1] > PIXELS_AT_ONCE:
+      return _distance_in_tiles(a, b, weights)
     x, y = (tf.constant(image[None], tf.float32) for image in (a, b))
     return float(distance(x, y, weights)[0])
+
+
+# Larger pictures are measured in tiles.
+PIXELS_AT_ONCE = 1 << 20
+_TILE = 1024  # The side of a tile's own part, a multiple of all strides.
+_AROUND = 112  # Pixels around it, a multiple of all strides: the fifth layer sees 80 at most.
+_STRIDES = (4, 8, 16, 16, 16)  # Of the layers' outputs, in pixels.
+
+
+def _distance_in_tiles(a: np.ndarray, b: np.ndarray, weights: Mapping[str, np.ndarray]) -> float:
+  """`distance` of uint8 pictures [H, W, 3]: sums over tiles, which overlap by `_AROUND`."""
+  height, width = a.shape[:2]
+  grids = [_grid(height), _grid(width)]
+  totals = np.zeros(len(LAYERS))
+  for top in range(0, height, _TILE):
+    for left in range(0, width, _TILE):
+      begins = [max(0, first - _AROUND) for first in (top, left)]
+      ends = [min(size, first + _TILE + _AROUND) for first, size in ((top, height), (left, width))]
+      part = tuple(slice(b, e) for b, e in zip(begins, ends))
+      x, y = (features(tf.constant(i[part][None], tf.float32), weights) for i in (a, b))
+      for i, (p, q) in enumerate(zip(x, y)):
+        own = []
+        for first, begin, end, size, grid in zip((top, left), begins, ends, (height, width), grids):
+          # The last tile has all that is left.
+          stop = grid[i] if end == size else (first + _TILE) // _STRIDES[i]
+          own.append(slice((first - begin) // _STRIDES[i], stop - begin // _STRIDES[i]))
+        squares = tf.math.squared_difference(*(_unit(f[:, own[0], own[1]]) for f in (p, q)))
+        weighted = tf.tensordot(squares, tf.constant(weights[f"lin{i}"]), 1)
+        totals[i] += float(tf.reduce_sum(weighted))
+      if ends[1] == width:
+        break
+    if ends[0] == height:
+      break
+  return float(sum(t / (r * c) for t, r, c in zip(totals, *grids)))
+
+
+def _grid(size: int) -> list[int]:
+  """How many positions the layers have along a side."""
+  sizes = []
+  for kernel, stride, zeros, pools in LAYERS:
+    size = (size - 3) // 2 + 1 if pools else size
+    size = (size + 2 * zeros - kernel) // stride + 1
+    sizes.append(size)
+  return sizes

@@ -2,15 +2,22 @@
 
     <results_dir>/<dataset>/<mode>/<family>-<runname>-step=<n>-xid=<xid>-wid=<wid>.json
 
-Facts are read from the file's content, never back out of its name.
+Facts are read from the file's content, never back out of its name. Beside it lies, while it is
+being made, the records so far (`Partial`), as `.partial`.
 """
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
+import configs
 from common import hyper, runs
 
 SCHEMA_VERSION = 1
@@ -153,6 +160,162 @@ def read(path: runs.PathLike) -> ResultFile:
     raise
   except (runs.RunError, KeyError, TypeError) as e:
     raise ResultError(f"{path} is not a results file ({e}).") from e
+
+
+class Partial:
+  """The records of an evaluation that is under way, on the disk as soon as they are measured.
+
+  JSON lines beside the results file: what it is of; then records, and who began or went on. One
+  process at a time holds it, by a lock on the file itself. Used as a context; what is in it stays
+  there until `remove`.
+
+  Attributes:
+    path: The file.
+    records: By image name; those of an earlier process first.
+  """
+
+  def __init__(self, result: runs.PathLike, of: Mapping[str, Any], anew: bool = False):
+    """Opens the file, and reads what an evaluation that ended early left in it.
+
+    Args:
+      result: The path of the results file.
+      of: All that the records depend on, as JSON; records of anything else are dropped.
+      anew: Whether to drop the records that are there.
+
+    Raises:
+      ResultError: Another process is at it; or the file cannot be written.
+    """
+    self.path = pathlib.Path(result).with_suffix(".partial")
+    self.records: dict[str, EvalRecord] = {}
+    depends_on = json.loads(json.dumps({**of, "schema_version": SCHEMA_VERSION}))
+    with self._explained("nothing was measured yet"):
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      self._file = self._locked()
+      try:
+        self._begin(depends_on, anew)
+      except BaseException:
+        self._file.close()
+        raise
+
+  def _locked(self) -> Any:
+    while True:
+      f = self.path.open("ab+", buffering=0)
+      if not runs.try_lock(f, self.path):
+        f.seek(0)
+        holders = [r["process"] for r in _lines(f.read())[0] if "process" in r]
+        f.close()
+        raise ResultError(
+          f"{self.path.with_suffix('.json')} is being made by "
+          f"{holders[-1] if holders else 'another process'}. Wait for it or stop it."
+        )
+      # Between opening and locking, the process before may have ended and removed the file.
+      with contextlib.suppress(FileNotFoundError):
+        if self.path.stat().st_ino == os.fstat(f.fileno()).st_ino:
+          return f
+      f.close()
+
+  def _begin(self, of: dict[str, Any], anew: bool) -> None:
+    self._file.seek(0)
+    lines, whole = _lines(self._file.read())
+    if not anew and lines and lines[0] == of:
+      with contextlib.suppress(TypeError):
+        for line in lines[1:]:
+          if "process" not in line:
+            record = EvalRecord(**line)
+            self.records[record.image] = record
+      self._file.truncate(whole)  # What a kill tore off.
+    else:
+      self._file.truncate(0)
+      self._write(of)
+    self._write({"process": runs.this_process()})
+
+  def append(self, record: EvalRecord) -> None:
+    """Writes one record, whole or not at all.
+
+    Raises:
+      ResultError: The disk is full, or cannot be written any more.
+    """
+    with self._explained(f"{len(self.records)} records are kept"):
+      self._write(as_dict(record))
+    self.records[record.image] = record
+
+  def _write(self, line: Mapping[str, Any]) -> None:
+    end = self._file.seek(0, os.SEEK_END)
+    content = runs.json_line(line).encode()
+    try:
+      while content:
+        content = content[self._file.write(content) :]
+    except BaseException:
+      self._file.truncate(end)
+      raise
+
+  @contextlib.contextmanager
+  def _explained(self, kept: str) -> Any:
+    try:
+      yield
+    except OSError as e:
+      raise ResultError(
+        f"{self.path} cannot be written ({e.strerror or e}); {kept}. Make room or permit it, or "
+        "name another folder (--results_dir)."
+      ) from e
+
+  def remove(self) -> None:
+    """The results file is written: its records need no other."""
+    with contextlib.suppress(FileNotFoundError):
+      self.path.unlink()
+
+  def __enter__(self) -> "Partial":
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._file.close()
+
+
+def _lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+  """The JSON objects of whole lines up to the first that is none, and the bytes they take."""
+  found, end = [], 0
+  for line in content.splitlines(keepends=True):
+    try:
+      value = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+      value = None
+    if not isinstance(value, dict):
+      break
+    found.append(value)
+    end += len(line)
+  return found, end
+
+
+@functools.cache
+def code_hash(*packages: str) -> str:
+  """SHA-256 (hex) of the project's Python sources in these folders: records depend on them."""
+  whole = hashlib.sha256()
+  for package in sorted(packages):
+    folder = configs.PROJECT_DIR / package
+    for path in sorted(folder.glob("*.py")):
+      whole.update(f"{package}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+  return whole.hexdigest()
+
+
+def check_writable(path: Union[str, pathlib.Path]) -> None:
+  """Tries to write beside a results file that is still to be made: before hours of work.
+
+  Raises:
+    ResultError: It cannot be written.
+  """
+  folder = pathlib.Path(path).parent
+  probe = folder / f".{runs.unique_id()}.tmp"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      probe.write_bytes(bytes(1 << 16))
+    finally:
+      probe.unlink(missing_ok=True)
+  except OSError as e:
+    raise ResultError(
+      f"{folder} cannot be written ({e.strerror or e}); nothing was measured yet. Make room or "
+      "permit it, or name another folder (--results_dir, or RESULTS_DIR in configs.py)."
+    ) from e
 
 
 @dataclasses.dataclass(frozen=True)

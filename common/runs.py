@@ -25,7 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, Optional, Union
+from typing import IO, Any, Optional, Union
 
 from common import hyper, train_options
 
@@ -63,26 +63,42 @@ def holding(path: PathLike, what: str) -> Iterator[None]:
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a+") as f:
     for attempt in range(_LOCK_ATTEMPTS):
-      try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if try_lock(f, path):
         break
-      except OSError as e:
-        _check_is_held(e, path)
-        if attempt + 1 < _LOCK_ATTEMPTS:
-          time.sleep(0.02)  # `lock_holder` of another process may be looking just now.
-          continue
-        f.seek(0)
-        raise RunError(
-          f"{what} is in use by {f.read().strip() or 'another process'}. "
-          "Wait for it or stop it; two processes never share a run directory."
-        ) from e
+      if attempt + 1 < _LOCK_ATTEMPTS:
+        time.sleep(0.02)  # `lock_holder` of another process may be looking just now.
+        continue
+      f.seek(0)
+      raise RunError(
+        f"{what} is in use by {f.read().strip() or 'another process'}. "
+        "Wait for it or stop it; two processes never share a run directory."
+      )
     f.truncate(0)
-    f.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
+    f.write(this_process())
     f.flush()
     try:
       yield
     finally:
       f.truncate(0)
+
+
+def try_lock(f: IO[Any], path: PathLike) -> bool:
+  """Locks an open file until it is closed; False where another process holds it.
+
+  Raises:
+    RunError: The file system has no locks.
+  """
+  try:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+  except OSError as e:
+    _check_is_held(e, path)
+    return False
+
+
+def this_process() -> str:
+  """What a lock says of its holder: "process 12 on host since ..."."""
+  return f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
 
 
 def lock_holder(path: PathLike) -> Optional[str]:

@@ -40,6 +40,10 @@ class ResidualBottleneck(Layer):
     """x: [B,H,W,channels]. Returns the same shape."""
     return x + self.branch(x)
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: what the branch needs; x itself lies within."""
+    return self.branch.needs(first, last)
+
   def macs(self, height: int, width: int) -> int:
     """Those of the three convolutions."""
     return self.branch.macs(height, width)
@@ -72,6 +76,11 @@ class Attention(Layer):
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,channels]. Returns the same shape."""
     return x + self.trunk(x) * self.mask(x)
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: what one branch or the other needs."""
+    trunk, mask = self.trunk.needs(first, last), self.mask.needs(first, last)
+    return min(trunk[0], mask[0]), max(trunk[1], mask[1])
 
   def macs(self, height: int, width: int) -> int:
     """Those of both branches."""

@@ -37,6 +37,10 @@ class AppendOnes(Layer):
     """x: [B,H,W,C]. Returns [B,H,W,C+1]."""
     return tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 1]], constant_values=1)
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: each sample for itself."""
+    return first, last
+
 
 class DepthToSpace(Layer):
   """Moves channels into space, tf.nn.depth_to_space: block^2 x channels to block x block pixels."""
@@ -51,6 +55,10 @@ class DepthToSpace(Layer):
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,block^2*channels]. Returns [B,block*H,block*W,channels]."""
     return tf.nn.depth_to_space(x, self.upsample) if self.upsample > 1 else x
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: each block for itself."""
+    return first // self.upsample, last // self.upsample
 
 
 class JPEGLikeSynthesis(Sequential):
@@ -268,6 +276,13 @@ class ActivatedPlusLinear(Layer):
     else:
       linear = self.linear(x)
     return self.activation(y) + linear
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: what one branch or the other needs."""
+    spans = [self.convolution.needs(first, last)]
+    if self.linear is not None:
+      spans.append(self.linear.needs(first, last))
+    return min(s[0] for s in spans), max(s[1] for s in spans)
 
   def macs(self, height: int, width: int) -> int:
     """Those of both branches and the activation."""

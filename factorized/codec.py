@@ -6,7 +6,7 @@ from typing import Any, Union
 import numpy as np
 import tensorflow as tf
 
-from common import bitstream, dct_init, entropy, quantizers, rd, transforms
+from common import bitstream, dct_init, entropy, quantizers, rd, tiling, transforms
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.profiling import Stage
 from factorized import vae
@@ -59,6 +59,14 @@ class FactorizedCodec(TrainableCodec):
     """See `TrainableCodec.synthesize`."""
     return (self.synthesis(decode["y"]) + 0.5) * 255.0
 
+  def analysis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.analysis_windows`."""
+    return {"y": self.analysis}
+
+  def synthesis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.synthesis_windows`."""
+    return {"y": self.synthesis}
+
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
     """Of the factorized prior."""
@@ -87,6 +95,14 @@ class FactorizedCodec(TrainableCodec):
     """See `TrainableCodec.rounded`."""
     return {"y": self.prior.values(self.prior.symbols(latents["y"].loc))}
 
+  def ideal_bits(self, latents: Latents) -> float:
+    """See `TrainableCodec.ideal_bits`; band by band."""
+    y = latents["y"].loc
+    total = 0.0
+    for band in rd.bands(y.shape):
+      total += super().ideal_bits({"y": Latent(y[:, band])})
+    return total
+
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
     """See `TrainableCodec.pack`."""
     symbols = self.prior.symbols(latents["y"].loc)
@@ -109,8 +125,7 @@ class FactorizedCodec(TrainableCodec):
       raise bitstream.BitstreamError(
         f"{len(stream.sections)} sections; a {FAMILY} file has one: damaged or hostile."
       )
-    factor = self.downsample_factor
-    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    height, width = rd.latent_grid(self, (stream.height, stream.width))
     shape = (1, height, width, self.prior.channels)
     symbols = entropy.decode(self.prior.tables, stream.sections[0], shape)
     if entropy.symbols_crc(symbols) != stream.symbols_crc:

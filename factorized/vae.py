@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from common import bitstream, dct_init, entropy, rd, transforms
+from common import bitstream, dct_init, entropy, rd, tiling, transforms
 from common.codec import Coded, Latent, Latents, NotPreparedError, Quantizer, TrainableCodec
 from common.profiling import Stage
 from factorized import vbq
@@ -109,6 +109,14 @@ class GaussianVAE(TrainableCodec):
     """See `TrainableCodec.synthesize`."""
     return (self.synthesis(decode["y"]) + 0.5) * 255.0
 
+  def analysis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.analysis_windows`."""
+    return {"y": self.analysis}
+
+  def synthesis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.synthesis_windows`."""
+    return {"y": self.synthesis}
+
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
     """Of the learned prior; none for the standard normal."""
@@ -192,7 +200,13 @@ class GaussianVAE(TrainableCodec):
 
   def symbols(self, latents: Latents) -> np.ndarray:
     """The indices of the code points for the latents of a batch: int32 [B, h, w, C]."""
-    return self.coder.quantize(*posterior(latents), self.rate_index)
+    loc, log_scale = latents["y"]
+    assert log_scale is not None, "A VAE's encoder gives a scale."
+    symbols = np.empty(loc.shape, np.int32)
+    for band in rd.bands(loc.shape):
+      part = {"y": Latent(loc[:, band], log_scale[:, band])}
+      symbols[:, band] = self.coder.quantize(*posterior(part), self.rate_index)
+    return symbols
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`."""
@@ -237,8 +251,7 @@ class GaussianVAE(TrainableCodec):
       raise bitstream.BitstreamError(
         f"Rate {rate} of {self.num_rates} (0 is the first): damaged or hostile."
       )
-    factor = self.downsample_factor
-    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    height, width = rd.latent_grid(self, (stream.height, stream.width))
     symbols = self.coder.decode(cursor.rest(), (1, height, width, self.channels), rate)
     if entropy.symbols_crc(symbols) != stream.symbols_crc:
       raise bitstream.BitstreamError(

@@ -50,6 +50,12 @@ class Attention(Layer):
     """x: [B, H, W, 3] in 0..255, sides multiples of 8. Returns [B, H/8, W/8, 128] in 0..1."""
     return tf.nn.sigmoid(self.head(self.backbone(x)))
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`; only of a backbone that is made of this project's layers."""
+    if not isinstance(self.backbone, Layer):
+      return super().needs(first, last)
+    return self.backbone.needs(first, last)
+
   def macs(self, height: int, width: int) -> int:
     """Of the head, and of a backbone that is made of this project's layers."""
     known = self.backbone.macs(height, width) if isinstance(self.backbone, Layer) else 0
@@ -83,6 +89,9 @@ class _Centre(Layer):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     return x / 127.5 - 1.0
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    return first, last
 
 
 def _alexnet(channels: int) -> tuple[_Frozen, int]:

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from common import bitstream, lpips, quantizers, rd
+from common import bitstream, lpips, quantizers, rd, tiling
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.layers import Layer
 from common.profiling import Stage
@@ -151,7 +151,8 @@ class LearnedJpeg(TrainableCodec):
     own Huffman codes (`ljpeg.rdo`)."""
     if not self._search:
       return super().latents_of(image)
-    rd.to_batch(image)  # Checks it.
+    rd.check_image(image)
+    _check_search(image)
     found = rdo.optimise(
       rdo.source(image, self._subsampling),
       list(self._written_tables.astype(np.int64)),
@@ -163,7 +164,8 @@ class LearnedJpeg(TrainableCodec):
   def search_file(self, image: np.ndarray, report: Callable[[float, str], None]) -> Optional[bytes]:
     """See `TrainableCodec.search_file`: coefficients, with the file's own Huffman codes, and the
     tables of this one file, by `rdo.optimise_with_tables` from the trained tables."""
-    rd.to_batch(image)  # Checks it.
+    rd.check_image(image)
+    _check_search(image)
 
     def progress(done: int, total: int, best: rdo.Result) -> None:
       report(done / total, f"{best.num_bits / (image.shape[0] * image.shape[1]):.4f} bpp")
@@ -277,6 +279,26 @@ class LearnedJpeg(TrainableCodec):
     return chosen + follow, near + follow + jumps
 
   # --- Training -----------------------------------------------------------------------------------
+
+  def analysis_windows(self) -> Optional[tiling.Windows]:
+    """See `TrainableCodec.analysis_windows`; None with an attention that is not ours."""
+    if self.attention is not None and not isinstance(self.attention.backbone, Layer):
+      return None
+    windows = {}
+    for name in LATENTS:
+      factor = 2 if name != "y" and self._subsampling == "4:2:0" else 1
+      window: tiling.Window = tiling.Blocks(downsample=8 * factor)
+      if self.attention is not None:
+        window = tiling.Beside(window, tiling.Chain(self.attention, tiling.Blocks(factor)))
+      windows[name] = window if self.pre_edit is None else tiling.Chain(self.pre_edit, window)
+    return windows
+
+  def synthesis_windows(self) -> Optional[tiling.Windows]:
+    """See `TrainableCodec.synthesis_windows`."""
+    if self._subsampling == "4:4:4":
+      return {name: tiling.Blocks(upsample=8) for name in LATENTS}
+    chroma = tiling.Blocks(upsample=16, reach=2)  # Doubling looks at the neighbours.
+    return {"y": tiling.Blocks(upsample=8), "cb": chroma, "cr": chroma}
 
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
@@ -393,7 +415,10 @@ class LearnedJpeg(TrainableCodec):
 
     try:
       with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        jpeg_file.check_room(data, (image.height, image.width))
         return np.array(image.convert("RGB"))
+    except bitstream.BitstreamError:
+      raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
       raise bitstream.BitstreamError(f"Not a whole JPEG file: {e}") from e
 
@@ -410,6 +435,19 @@ class LearnedJpeg(TrainableCodec):
 def _search_lambda(rd_lambda: float) -> float:
   """What `ljpeg.rdo` calls lambda: squared errors, summed over three channels, for a bit."""
   return 3.0 / rd_lambda
+
+
+# A search holds all blocks at once, about 0.17 GB a million pixels.
+MAX_SEARCH_PIXELS = 1 << 24
+
+
+def _check_search(image: np.ndarray) -> None:
+  if image.shape[0] * image.shape[1] > MAX_SEARCH_PIXELS:
+    raise tiling.TooLargeError(
+      f"A picture of {image.shape[1]}x{image.shape[0]} pixels: the search of the learned JPEG "
+      f"takes at most {MAX_SEARCH_PIXELS}. With model_config.search='' the encoder runs in tiles; "
+      "or cut the picture into parts."
+    )
 
 
 # Mean magnitude, in steps, from which a frequency's numbers are large: there the density is flat

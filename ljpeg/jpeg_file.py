@@ -16,6 +16,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from common import bitstream
 from ljpeg import huffman
 
 # Component sampling (vertical, horizontal) of luma; chroma has (1, 1).
@@ -421,6 +422,39 @@ def _or(words: np.ndarray, word: np.ndarray, value: np.ndarray) -> None:
 # --- Reading --------------------------------------------------------------------------------------
 
 
+def check_room(data: bytes, size: tuple[int, int]) -> None:
+  """Checks the size that a file claims before anything is made for it.
+
+  Decoders make up what a file lacks: a few bytes can claim a picture of gigabytes.
+
+  Raises:
+    bitstream.BitstreamError: The picture (height, width) is larger than pictures may be, or than
+      the bytes can hold: a block takes a bit at the least.
+  """
+  bitstream.check_size(*size)
+  rows, cols = grid(size)
+  if rows * cols > 8 * len(data):
+    raise bitstream.BitstreamError(
+      f"{len(data)} bytes cannot hold {size[1]}x{size[0]} pixels: damaged or hostile."
+    )
+
+
+def _check_segments(data: bytes) -> None:
+  """Raises JpegFileError for a segment shorter than its own length field: jpeglib trusts that."""
+  at = 2
+  while (at := data.find(b"\xff", at)) >= 0 and at + 3 < len(data):
+    marker = data[at + 1]
+    if marker == 0xFF:  # A fill byte.
+      at += 1
+    elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # Data, or a marker alone.
+      at += 2
+    else:
+      length = int.from_bytes(data[at + 2 : at + 4], "big")
+      if length < 2:
+        raise JpegFileError(f"A segment of {length} bytes: damaged or hostile.")
+      at += 2 + length
+
+
 def read_jpeg(data: bytes) -> JpegImage:
   """Coefficients and tables of a .jpg file: baseline or progressive, grey or YCbCr, 8 bits.
 
@@ -434,12 +468,17 @@ def read_jpeg(data: bytes) -> JpegImage:
   try:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
       size, mode = (image.height, image.width), image.mode
+      check_room(data, size)
       image.load()  # Of a truncated file, libjpeg alone would make up the rest.
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
     raise JpegFileError(f"Not a whole JPEG file: {e}") from e
   if mode not in ("L", "RGB"):
     raise JpegFileError(f"A JPEG file of mode {mode}; only grey and YCbCr files can be read.")
-  components, tables, factors = libjpeg.read_coefficients(data)
+  _check_segments(data)
+  try:
+    components, tables, factors = libjpeg.read_coefficients(data)
+  except libjpeg.LibjpegError as e:
+    raise JpegFileError(f"A JPEG file that libjpeg cannot take apart: {e}") from e
   subsampling: Optional[str] = "4:4:4"
   if len(components) == 3:
     chroma = factors[1]

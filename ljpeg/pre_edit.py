@@ -47,6 +47,10 @@ class BatchNorm(Layer):
       self.variance.assign(_MOMENTUM * self.variance + (1 - _MOMENTUM) * variance)
     return tf.nn.batch_normalization(x, mean, variance, self.offset, self.scale, _EPSILON)
 
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: each sample for itself, outside of training."""
+    return first, last
+
   def elementwise(self, height: int, width: int) -> int:
     """A product and an addition for each value."""
     return 2 * height * width * self.in_channels
@@ -71,6 +75,10 @@ class ResidualUnit(Layer):
     y = tf.nn.leaky_relu(self.first_norm(self.first(x), training))
     y = self.second_norm(self.second(y), training)
     return y + (x if self.shortcut is None else self.shortcut(x))
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: what the two convolutions need."""
+    return self.first.needs(*self.second.needs(first, last))
 
   def macs(self, height: int, width: int) -> int:
     """The sum over its convolutions."""
@@ -112,6 +120,12 @@ class PreEdit(Layer):
     for unit in self.units:
       y = unit(y, training)
     return tf.clip_by_value(x + 127.5 * self.last(y), 0.0, 255.0)
+
+  def needs(self, first: int, last: int) -> tuple[int, int]:
+    """See `Layer`: what the layers need, one after the other."""
+    for layer in (self.last, *reversed(self.units), self.first):
+      first, last = layer.needs(first, last)
+    return first, last
 
   def macs(self, height: int, width: int) -> int:
     """The sum over its layers."""

@@ -4,13 +4,23 @@ z is coded with a factorized prior; from its rounded values the hyper-synthesis 
 and a scale, and y is coded with that normal density. Two sections in a file: z, y.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from common import bitstream, dct_init, entropy, exact, hyper_init, quantizers, rd, transforms
+from common import (
+  bitstream,
+  dct_init,
+  entropy,
+  exact,
+  hyper_init,
+  quantizers,
+  rd,
+  tiling,
+  transforms,
+)
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.layers import Layer, Sequential
 from common.profiling import Stage
@@ -104,6 +114,32 @@ class HyperpriorCodec(TrainableCodec):
     """See `TrainableCodec.synthesize`."""
     return (self.synthesis(decode["y"]) + 0.5) * 255.0
 
+  def analysis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.analysis_windows`."""
+    return {"y": self.analysis}
+
+  def infer_tile(self, x: tf.Tensor) -> Latents:
+    """See `TrainableCodec.infer_tile`: y alone."""
+    return {"y": Latent(self.analysis(x / 255.0 - 0.5))}
+
+  def complete(self, latents: Latents) -> Latents:
+    """See `TrainableCodec.complete`: z, from tiles of y."""
+    y = latents["y"].loc
+    batch, height, width, channels = y.shape
+    scale = self.hyper_analysis.downsample
+    shape = [batch, height // scale, width // scale, self.hyper_analysis.out_channels]
+    z = np.empty(shape, np.float32)
+    at_once = max(1, _HYPER_VALUES_AT_ONCE // (batch * channels))
+    for down, across in tiling.tiles((height, width), [self.hyper_analysis], at_once):
+      part = self.hyper_analysis(y[:, down.source(1), across.source(1)]).numpy()
+      (to_rows, from_rows), (to_columns, from_columns) = down.own(scale), across.own(scale)
+      z[:, to_rows, to_columns] = part[:, from_rows, from_columns]
+    return {"y": latents["y"], "z": Latent(tf.constant(z))}
+
+  def synthesis_windows(self) -> tiling.Windows:
+    """See `TrainableCodec.synthesis_windows`."""
+    return {"y": self.synthesis}
+
   @property
   def prior_variables(self) -> Sequence[tf.Variable]:
     """Of the factorized prior."""
@@ -160,7 +196,31 @@ class HyperpriorCodec(TrainableCodec):
       self._exact.transform.use(derived)
 
   def _conditions(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What y is coded with: means, float32, and rows of the tables, int32; both y's shape."""
+    """What y is coded with: means, float32, and rows of the tables, uint8; both y's shape."""
+    factor = self.hyper_analysis.downsample
+    shape = (z_symbols.shape[0], *(factor * s for s in z_symbols.shape[1:3]))
+    shape = (*shape, self.analysis.out_channels)
+    mean, rows = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    for (to_rows, to_columns), (source_rows, source_columns), own in self._hyper_tiles(shape):
+      part = self._conditions_of(z_symbols[:, source_rows, source_columns])
+      mean[:, to_rows, to_columns], rows[:, to_rows, to_columns] = (p[own] for p in part)
+    return mean, rows
+
+  def _hyper_tiles(self, shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    """Tiles of y's grid: where each lies in y, what it needs of z, and its own part of that."""
+    batch, height, width, channels = shape
+    scale = self.hyper_synthesis.upsample
+    at_once = max(1, _HYPER_VALUES_AT_ONCE // (batch * channels))
+    for down, across in tiling.tiles((height, width), [self.hyper_synthesis], at_once):
+      (to_rows, from_rows), (to_columns, from_columns) = down.own(1), across.own(1)
+      yield (
+        (to_rows, to_columns),
+        (down.source(scale), across.source(scale)),
+        (slice(None), from_rows, from_columns),
+      )
+
+  def _conditions_of(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_conditions`, all at once."""
     if self._exact.transform is None:
       parameters = self.graph("hyper_synthesis")(self.prior.values(z_symbols)).numpy()
       mean, log_scale = np.split(np.nan_to_num(parameters), 2, axis=-1)
@@ -171,11 +231,23 @@ class HyperpriorCodec(TrainableCodec):
       parameters = self._exact.transform(tf.constant(z_symbols * one + offset)).numpy()
       mean, rows = np.split(parameters / one, 2, axis=-1)
     rows = np.clip(np.floor(rows + 0.5), 0, entropy.NUM_SCALES - 1)
-    return mean.astype(np.float32), rows.astype(np.int32)
+    return mean.astype(np.float32), rows.astype(np.uint8)
+
+  def ideal_bits(self, latents: Latents) -> float:
+    """See `TrainableCodec.ideal_bits`; tile by tile."""
+    y = latents["y"].loc
+    z = tf.round(latents["z"].loc - self.prior.offset) + self.prior.offset
+    total = sum(float(tf.reduce_sum(self.prior.bits(z[:, band]))) for band in rd.bands(z.shape))
+    for (to_rows, to_columns), (source_rows, source_columns), own in self._hyper_tiles(y.shape):
+      parameters = self.hyper_synthesis(z[:, source_rows, source_columns])[own]
+      mean, log_scale = tf.split(parameters, 2, axis=-1)
+      rounded = tf.round(y[:, to_rows, to_columns] - mean) + mean
+      total += float(tf.reduce_sum(self.conditional.bits(rounded, mean, log_scale)))
+    return total
 
   def rounded(self, latents: Latents) -> dict[str, tf.Tensor]:
     """See `TrainableCodec.rounded`."""
-    mean, _ = self._conditions(self.prior.symbols(latents["z"].loc))
+    mean = self._conditions(self.prior.symbols(latents["z"].loc))[0]
     return {"y": _values(entropy.round_around(latents["y"].loc, mean), mean)}
 
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
@@ -205,8 +277,7 @@ class HyperpriorCodec(TrainableCodec):
       raise bitstream.BitstreamError(
         f"{len(stream.sections)} sections; a {FAMILY} file has two: damaged or hostile."
       )
-    factor = self.downsample_factor
-    height, width = (rd.padded_size(s, factor) // factor for s in (stream.height, stream.width))
+    height, width = rd.latent_grid(self, (stream.height, stream.width))
     z = entropy.decode(
       self.prior.tables, stream.sections[0], (1, height, width, self.prior.channels)
     )
@@ -249,6 +320,10 @@ class HyperpriorCodec(TrainableCodec):
     }
 
 
+# Values of y whose means and scales are computed at once, with all that they need.
+_HYPER_VALUES_AT_ONCE = 1 << 22
+
+
 # Of the last kernel of a hyper-synthesis that starts at each channel's own mean and scale.
 _INITIAL_HYPER_GAIN = 0.1
 
@@ -261,8 +336,10 @@ class _Hidden:
 
 
 def _values(symbols: np.ndarray, mean: np.ndarray) -> tf.Tensor:
-  """What rounding y - mean to `symbols` makes of y, float32."""
-  return tf.constant(symbols.astype(np.float32) + mean)
+  """What rounding y - mean to `symbols` makes of y, float32; in the place of `mean`."""
+  for row in range(mean.shape[1]):
+    mean[:, row] += symbols[:, row]
+  return tf.constant(mean)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

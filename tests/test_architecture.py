@@ -14,8 +14,8 @@ ROOMS = {
   "A": "bd datasets fetch flags hyper launchers report report_page results runs slurm supervise "
   "train_options unpack venv",
   "B": "averages bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg "
-  "lpips metrics numerics precision profiling quantizers rd schedules transforms transforms_elic "
-  "transforms_shallow",
+  "lpips metrics numerics precision profiling quantizers rd schedules tiling transforms "
+  "transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves early_stopping eval_lib itinf_lib "
   "job lpips_weights programs train_lib validation writers",
 }

@@ -299,3 +299,37 @@ def test_the_command_runs_on_the_sample_photographs_without_tensorflow(tmp_path)
   assert 0.3 < result.mean("bpp") < 2
   assert 27 < result.mean("psnr_db") < 40
   assert result.mean("msssim") > 0.95
+
+
+def test_a_measurement_that_was_broken_off_goes_on(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(classical.data, "load_eval_images", lambda dataset: FakeImages())
+  argv = ["--dataset=tiny", "--codec=jpeg", "--qualities=30,60", f"--results_dir={tmp_path}"]
+  append, measure, measured = results.Partial.append, classical.measure, []
+
+  def broken(self, record):
+    append(self, record)
+    if len(self.records) == 2:
+      raise OSError("stop")
+
+  def counted(codec, name, *rest):
+    measured.append((codec.options["quality"], name))
+    return measure(codec, name, *rest)
+
+  monkeypatch.setattr(classical, "measure", counted)
+  monkeypatch.setattr(results.Partial, "append", broken)
+  with pytest.raises(OSError, match="stop"):
+    classical.run([*argv, "--jobs=1"])
+  assert len(list(tmp_path.rglob("*.partial"))) == 2 and not list(tmp_path.rglob("*.json"))
+  monkeypatch.setattr(results.Partial, "append", append)
+  measured.clear()
+  classical.run([*argv, "--jobs=2"])
+  # Quality 30 of the second picture was kept, and that of 60 not.
+  assert len(measured) == 3 and not list(tmp_path.rglob("*.partial"))
+  again = [results.read(p) for p in sorted(tmp_path.rglob("*.json"))]
+  classical.run([*argv, "--skip_existing=false"])
+  assert len(measured) == 9
+  anew = [results.read(p) for p in sorted(tmp_path.rglob("*.json"))]
+  for a, b in zip(again, anew):
+    assert [(r.image, r.num_bytes, r.mse) for r in a.records] == [
+      (r.image, r.num_bytes, r.mse) for r in b.records
+    ]

@@ -189,6 +189,171 @@ def test_a_decoder_that_gives_another_picture_is_never_averaged_over(trained_run
     eval_lib.record(codec, name, image, "bitstream")
 
 
+# --- Records kept while it is under way ---------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from common import cli, eval_lib, results
+from factorized import eval as entry
+append, count = results.Partial.append, 0
+def killed(self, record):
+  global count
+  append(self, record)
+  count += 1
+  if count == 3:
+    with self.path.open("ab") as f:
+      f.write(b'{"image": "torn')
+    os.kill(os.getpid(), signal.SIGKILL)
+results.Partial.append = killed
+cli.eval_main("factorized", entry.run, sys.argv[1:])
+"""
+
+
+def _without_seconds(path):
+  record = json.loads(path.read_text())
+  for r in record["records"]:
+    r["seconds_encode"] = r["seconds_decode"] = None
+  return record
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_goes_on_and_ends_as_an_unbroken_one(
+  evaluated, trained_run, odd_pictures, tmp_path, monkeypatch
+):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+  done = subprocess.run([sys.executable, "-c", _KILLED, *argv], cwd=ROOT, capture_output=True)
+  assert done.returncode == -9, done.stderr
+  (partial,) = tmp_path.glob("*/*/*")
+  assert partial.suffix == ".partial" and partial.read_bytes().endswith(b"torn")
+  assert not results.find(tmp_path, partial.parent.parent.name)
+  measured = []
+  record = eval_lib.record
+  monkeypatch.setattr(
+    eval_lib, "record", lambda c, name, *a, **k: measured.append(name) or record(c, name, *a, **k)
+  )
+  assert _evaluate(argv) == 0
+  assert measured == sorted(p.name for p in odd_pictures.iterdir())[3:]
+  (path,) = tmp_path.glob("*/*/*")
+  (unbroken,) = evaluated.glob("*/*/*.json")
+  assert path.name == unbroken.name and _without_seconds(path) == _without_seconds(unbroken)
+
+
+def _record(name="a.png", **more):
+  return results.EvalRecord(
+    **{
+      **dict(image=name, num_pixels=4, num_bytes=3, bpp=6.0, bpp_estimated=0.1 + 0.2),
+      **dict(psnr_db=None, msssim=None, msssim_scales=0, lpips=None, mse=1 / 3),
+      **dict(seconds_encode=0.1, seconds_decode=None),
+      **more,
+    }
+  )
+
+
+def test_kept_records_are_those_that_were_measured_and_are_of_the_same_thing_only(tmp_path):
+  path, of = tmp_path / "x" / "run.json", {"step": 1, "dataset": {"images": ("a.png", "b.png")}}
+  with results.Partial(path, of) as partial:
+    assert partial.records == {}
+    partial.append(_record())
+  with results.Partial(path, of) as partial:
+    assert partial.records == {"a.png": _record()}
+    partial.append(_record("b.png"))
+  content = partial.path.read_bytes()
+  # A kill within the last line.
+  partial.path.write_bytes(content[:-9])
+  with results.Partial(path, of) as partial:
+    assert list(partial.records) == ["a.png"]
+    partial.append(_record("b.png"))
+  with results.Partial(path, of) as partial:
+    assert list(partial.records.values()) == [_record(), _record("b.png")]
+  for other, anew in (({**of, "step": 2}, False), (of, False), (of, True)):
+    with results.Partial(path, other, anew) as partial:
+      assert not partial.records
+      partial.append(_record())
+  with results.Partial(path, of) as partial:
+    partial.remove()
+  assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\xff\n", b"[1]\n", b"{}\n{}\n", b'{"step": 1}'])
+def test_a_partial_file_that_is_none_is_begun_anew(tmp_path, content):
+  (tmp_path / "run.partial").write_bytes(content)
+  with results.Partial(tmp_path / "run.json", {"step": 1}) as partial:
+    assert not partial.records
+    partial.append(_record())
+  with results.Partial(tmp_path / "run.json", {"step": 1}) as partial:
+    assert list(partial.records) == ["a.png"]
+
+
+def test_two_processes_never_mix_and_the_second_names_the_first(tmp_path):
+  import os
+
+  path = tmp_path / "run.json"
+  with results.Partial(path, {}) as first:
+    first.append(_record())
+    with pytest.raises(results.ResultError, match=f"made by process {os.getpid()} on"):
+      results.Partial(path, {}, anew=True)
+    first.append(_record("b.png"))
+  with results.Partial(path, {}) as second:
+    assert list(second.records) == ["a.png", "b.png"]
+
+
+def test_results_that_cannot_be_written_are_an_error_before_anything_is_measured(
+  trained_run, pictures, tmp_path, capsys, monkeypatch
+):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setattr(eval_lib, "record", lambda *a, **k: pytest.fail("was measured"))
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(pictures)]
+  assert _evaluate([*argv, "--results_dir", str(tmp_path / "file")]) == 1
+  assert "cannot be written" in capsys.readouterr().err
+  with pytest.raises(results.ResultError, match="nothing was measured yet"):
+    results.check_writable(tmp_path / "file" / "x.json")
+  results.check_writable(tmp_path / "new" / "x.json")
+  assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_disk_that_fills_up_keeps_what_was_measured(tmp_path, monkeypatch):
+  with results.Partial(tmp_path / "run.json", {}) as partial:
+    partial.append(_record())
+    before = partial.path.read_bytes()
+    file = partial._file
+
+    class Full:
+      def __getattr__(self, name):
+        return getattr(file, name)
+
+      def write(self, content):
+        file.write(content[:5])
+        raise OSError(28, "No space left on device")
+
+    partial._file = Full()
+    with pytest.raises(results.ResultError, match=r"No space left.*1 records are kept"):
+      partial.append(_record("b.png"))
+  assert partial.path.read_bytes() == before
+
+
+def test_save_dir_and_skip_existing_false_measure_every_picture(
+  trained_run, odd_pictures, tmp_path, monkeypatch
+):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path / "r")]
+  append = results.Partial.append
+
+  def stop(self, record):
+    append(self, record)
+    if len(self.records) == 2:
+      raise OSError("stop")
+
+  monkeypatch.setattr(results.Partial, "append", stop)
+  assert _evaluate(argv) == 1
+  monkeypatch.setattr(results.Partial, "append", append)
+  (partial,) = (tmp_path / "r").glob("*/*/*.partial")
+  assert partial.read_text().count('"image"') == 2
+  assert _evaluate([*argv, "--save_dir", str(tmp_path / "saved")]) == 0
+  assert len(list((tmp_path / "saved").glob("*.png"))) == 5
+  assert [p.suffix for p in (tmp_path / "r").glob("*/*/*")] == [".json"]
+
+
 # --- --profile -----------------------------------------------------------------------------------
 
 _TINY = [
