@@ -244,13 +244,6 @@ def _dependency(array: _Array, submitted: Mapping[_Array, str]) -> Optional[str]
   return None
 
 
-def _counted(values: Iterable[Any]) -> dict[Any, int]:
-  counts: dict[Any, int] = {}
-  for value in values:
-    counts[value] = counts.get(value, 0) + 1
-  return counts
-
-
 # Submission
 
 
@@ -379,13 +372,11 @@ class SlurmExecutor(launchers.Executor):
     lines = [shlex.join(["sbatch", "--parsable", "--hold", *self._sargs])]
     chunks = len({wid // size for wid, source in enumerate(sources) if source is None})
     lines.append(f"# {chunks} array{'s' * (chunks > 1)} of up to {size} tasks (MaxArraySize)")
-    waits = dict.fromkeys(
-      (source, wid // size) for wid, source in enumerate(sources) if source is not None
-    )
-    for source, count in _counted(source for source, _ in waits).items():
+    waiting = [(source, wid // size) for wid, source in enumerate(sources) if source is not None]
+    if waiting:
       lines.append(
-        f"# then {count} with --dependency=afterok:<task of wid {source}> for the runs that begin "
-        "with it"
+        f"# then {len(set(waiting))} with --dependency=afterok:<id>_<index> for the {len(waiting)} "
+        "runs that begin with another"
       )
     if evaluated:
       count = len({(sources[wid], wid // size) for wid in evaluated})

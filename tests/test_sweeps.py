@@ -236,7 +236,7 @@ def test_dry_run_shows_every_part_and_writes_nothing(command, sweep, tmp_path):
     "deep: fake.train, fake/configs/rates.py\n", "rates-small: other.train", "deep-rd_lambda=0.02",
     "rates-small-rd_lambda=0.08-seed=0", "For all: num_steps=3, extra=2.0", "6 settings",
     "fake.train, other.train", "#SBATCH --array=0,5\n", "--job-name=sweep",
-    "# then 1 with --dependency=afterok:<task of wid 0>", "<task of wid 2>", "# then 3 with --dep",
+    "# then 2 with --dependency=afterok:<id>_<index> for the 4 runs", "# then 3 with --dep",
   ):  # fmt: skip
     assert part in command.out, part
   assert "extra" not in command.out.partition("rates-small:")[0]
