@@ -509,8 +509,13 @@ def with_reason(job: Job, record: dict[str, Any], observe_: ObserveJob) -> dict[
   state = observe_(job.after)["state"]
   if state == "DONE":
     return record
-  which = "" if state in OPEN_STATES else f", which is {state}"
-  return {**record, "reason": f"waits for wid {job.after.wid}{which}"}
+  words = f"waits for wid {job.after.wid}"
+  own = str(record.get("reason", ""))
+  if state not in OPEN_STATES:
+    words += f", which is {state}"
+  elif own and not own.startswith("Slurm: "):  # It was not submitted, and will not start by itself.
+    words += f"; {own}"
+  return {**record, "reason": words}
 
 
 # What these end in, does not change by itself.

@@ -477,6 +477,25 @@ def test_dependants_are_arrays_of_their_own(command, sweep, cluster):
   assert check_order(command, xid) == 4
 
 
+def test_dependants_that_are_refused_are_named_and_submitted_later(command, sweep, cluster):
+  cluster.fault("sbatch-refuses-2")
+  assert command("--sweep", str(sweep)) == 1
+  (first,) = cluster.arrays()
+  assert f"Submitted: run 0,5 as {first.xid}." in command.err
+  assert "Not submitted: wid 1-4." in command.err
+  cluster.wait()
+  assert status(command, first.xid) == ["DONE", *["PENDING"] * 4, "DONE"]
+  assert "not submitted: rerun does that" in command.out
+  assert "waits for wid 2; not submitted: rerun does that" in command.out
+  assert command("rerun", first.xid) == 0
+  assert [a.job().get("dependency") for a in cluster.arrays()[1:]] == [
+    None, f"afterok:{cluster.arrays()[1].xid}_2",
+  ]  # fmt: skip
+  cluster.wait()
+  assert status(command, first.xid) == ["DONE"] * 6
+  assert check_order(command, first.xid) == 4
+
+
 def submit_sweep(command, sweep, *argv):
   assert command("--sweep", str(sweep), *argv) == 0, command.err
   return next(line.split()[1][:-1] for line in command.out.splitlines() if "Experiment" in line)
