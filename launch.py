@@ -15,7 +15,7 @@ reruns run that, whatever is edited meanwhile), and a folder a run with its conf
 On Slurm (where there is `sbatch`) it is submitted as a job array from slurm_template.py, and xid is
 the array's id: docs/cluster.md. On this machine the launcher runs it; Ctrl-C asks the running jobs
 to save their state and stop; `rerun XID` goes on from there.
-A run that begins with the weights of another one of the sweep (train_eval_config.warm_start is
+A run that starts from the weights of another one of the sweep (train_eval_config.warm_start is
 "wid=0", see common/hyper.py) starts when that one is DONE.
 XID may also be the experiment's path. A single run needs no launcher: python -m <family>.train
 """

@@ -70,7 +70,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
       run.create(unit, run.path.parent.name)  # Says so if another config lies there.
       print(f"{run.path} is DONE already. For another run choose another --xid.")
       return 0
-    # What the run begins with is recorded as it was named: the experiment may be moved.
+    # What the run starts from is recorded as it was named: the experiment may be moved.
     full = runs.with_source(unit, run, _source_seconds())
     set_up_process(run)
     distribution = _start_devices(unit, run) if task == "train" else None

@@ -11,7 +11,7 @@ The helpers below build such lists:
 
     hyper.product(hyper.sweep("model_config.rd_lambda", [0.08, 0.01]), hyper.sweep("seed", [0, 1]))
 
-A setting may begin with the weights of another one of its list: `train_eval_config.warm_start` is
+A setting may start from the weights of another one of its list: `train_eval_config.warm_start` is
 then "wid=0", whose number counts the list's settings (`from_first` writes it; `product` and `chain`
 keep it with its setting).
 
@@ -92,15 +92,15 @@ def chain(*sweeps: Sequence[Setting]) -> list[Setting]:
   return settings
 
 
-# What a training begins with instead of random weights: a path, or a run of the same experiment.
+# What a training starts from instead of random weights: a path, or a run of the same experiment.
 WARM_START = "train_eval_config.warm_start"
-# The same of latent optimisations, which begin with a trained model.
+# The same of latent optimisations, which start from a trained model.
 _ITINF_SOURCE = "train_eval_config.warm_start_exp_dir"
 _ITINF_WID = "train_eval_config.warm_start_wid"
 
 
 def from_first(settings: Sequence[Setting]) -> list[Setting]:
-  """The first setting as it is, the others beginning with the weights that the first ends with."""
+  """The first setting as it is, the others starting from the weights that the first ends with."""
   for setting in settings:
     if WARM_START in setting:
       raise ConfigError(f"from_first: {setting} has a {WARM_START!r} already.")
@@ -113,7 +113,7 @@ def runs_of(part: str, wids: Iterable[int]) -> list[Setting]:
 
 
 def _own_source(setting: Setting) -> Optional[int]:
-  """The setting of the same list that this one begins with, or None."""
+  """The setting of the same list that this one starts from, or None."""
   found = _reference(setting.get(WARM_START))
   return None if found is None or found[1] else found[0]
 
@@ -478,7 +478,7 @@ def expand(
 
   Raises:
     ConfigError: A setting has an unknown key or a wrong type, an override is swept, or two
-      settings, or their run names, are the same, or a run cannot begin with the one it names.
+      settings, or their run names, are the same, or a run cannot start from the one it names.
   """
   settings = _settings(config_file, overrides or {})
   units = _expanded(config_file, family, task, settings, overrides or {}, check)
@@ -563,7 +563,7 @@ def _of_part(
   )
 
 
-# Runs that begin with another run of the same experiment
+# Runs that start from another run of the same experiment
 
 
 def _source_key(task: str) -> str:
@@ -577,7 +577,7 @@ def _source_value(unit: WorkUnit) -> Any:
 
 
 def source_of(unit: WorkUnit) -> Optional[int]:
-  """The wid of the run of its own experiment that a run begins with; None where there is none.
+  """The wid of the run of its own experiment that a run starts from; None where there is none.
 
   Raises:
     ConfigError: A part is named, and the work unit is of no sweep file.
@@ -608,7 +608,7 @@ def _check_sources(units: Sequence[WorkUnit]) -> None:
     source = sources[unit.wid]
     if source is None:
       continue
-    what = f"wid {unit.wid} begins with wid {source} ({_source_key(unit.task)})"
+    what = f"wid {unit.wid} starts from wid {source} ({_source_key(unit.task)})"
     if source not in sources:
       raise ConfigError(f"{what}, which is not there: the sweep has 0 to {len(units) - 1}.")
     first = units[source]
@@ -623,7 +623,7 @@ def _check_sources(units: Sequence[WorkUnit]) -> None:
       at = sources.get(at)
     if at is not None and at in way:
       circle = " -> ".join(map(str, [*way[way.index(at) :], at]))
-      raise ConfigError(f"Runs begin with one another in a circle: wid {circle}.")
+      raise ConfigError(f"Runs start from one another in a circle: wid {circle}.")
     good.update(way)
 
 

@@ -145,7 +145,7 @@ class Job:
     cwd: The folder of the source that it runs.
     env: Added to the environment.
     after: A job that must end DONE before this one starts: of an evaluation its training, of a run
-      the one that it begins with.
+      the one that it starts from.
     wid: The work unit that it belongs to; of an array of evaluations, its place in it.
     kind: "run", or "eval" for an evaluation that belongs to an experiment's run.
   """
@@ -738,7 +738,7 @@ class Experiment:
   def jobs(self) -> list[Job]:
     """All jobs: each run's task, and where the record says so each training's evaluation after it.
 
-    In the order of their wids, but a run comes after the one that it begins with.
+    In the order of their wids, but a run comes after the one that it starts from.
     """
     env = job_environment(self.record)
     source = self.source

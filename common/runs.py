@@ -434,7 +434,7 @@ def find_runs(pattern: str) -> list[RunDir]:
 def with_source(
   unit: hyper.WorkUnit, run: Optional[RunDir], seconds: float = 0.0
 ) -> hyper.WorkUnit:
-  """The work unit, with the path of the run of its own experiment that it begins with, if any.
+  """The work unit, with the path of the run of its own experiment that it starts from, if any.
 
   Args:
     unit: May name a run as "wid=0", see `hyper.source_of`.
@@ -447,13 +447,13 @@ def with_source(
   wid = hyper.source_of(unit)
   if wid is None:
     return unit
-  begins = f"This run (wid {unit.wid}) begins with wid {wid} of its sweep"
+  starts = f"This run (wid {unit.wid}) starts from wid {wid} of its sweep"
   main = f"python -m {unit.family}.{unit.task}"
   if wid == unit.wid:
-    raise RunError(f"{begins}, itself: name another, or a run's path.")
+    raise RunError(f"{starts}, itself: name another, or a run's path.")
   if run is None:
     raise RunError(
-      f"{begins}. ./launch.py runs both in turn; by hand: {main} --wid {wid} --xid NAME first, "
+      f"{starts}. ./launch.py runs both in turn; by hand: {main} --wid {wid} --xid NAME first, "
       "then this one with the same --xid."
     )
   deadline = time.monotonic() + seconds
@@ -467,7 +467,7 @@ def with_source(
     time.sleep(1.0)
   what = f"is {state}" if found else f"is not in {run.path.parent}"
   raise RunError(
-    f"{begins}, which {what}: it must be DONE first (./launch.py rerun, or --wid {wid})."
+    f"{starts}, which {what}: it must be DONE first (./launch.py rerun, or --wid {wid})."
   )
 
 

@@ -376,7 +376,7 @@ class SlurmExecutor(launchers.Executor):
     if waiting:
       lines.append(
         f"# then {len(set(waiting))} with --dependency=afterok:<id>_<index> for the {len(waiting)} "
-        "runs that begin with another"
+        "runs that start from another"
       )
     if evaluated:
       count = len({(sources[wid], wid // size) for wid in evaluated})

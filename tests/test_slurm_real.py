@@ -192,7 +192,7 @@ def test_failing_setting_is_rerun_alone_and_evaluations_follow(command, on_slurm
   assert facts[0] < facts[1]
 
 
-def test_runs_start_after_what_they_begin_with(command, on_slurm, sweep, listens, tmp_path):
+def test_runs_start_after_what_they_start_from(command, on_slurm, sweep, listens, tmp_path):
   """Of two families; the first is requeued once, which is no failure."""
   argv = ["--config.mode=wait", f"--config.needs={tmp_path / 'go'}", "--then_eval=sample"]
   xid = submit_sweep(command, sweep, *argv)

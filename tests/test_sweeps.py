@@ -1,5 +1,5 @@
 # ruff: noqa: F811
-"""Sweeps of several configs, and runs that begin with another run of their sweep."""
+"""Sweeps of several configs, and runs that start from another run of their sweep."""
 
 import json
 import pathlib
@@ -59,7 +59,7 @@ def get_sweep(variant=""):
 
 @pytest.fixture
 def sweep(project):
-  """A sweep file of two families, whose trainings look for what they begin with."""
+  """A sweep file of two families, whose trainings look for what they start from."""
   text = TRAIN.replace("unit.wid == 1", "unit.wid == config['breaks']")
   look = "with run.locked():\n"
   text = text.replace(look, f"source = runs.with_source(unit, run).config\n{look}")
@@ -96,7 +96,7 @@ def times(command, xid, wid):
 
 
 def check_order(command, xid):
-  """Every run began after the one that it begins with was DONE, and with that one's folder."""
+  """Every run started after the one that it starts from was DONE, and with that one's folder."""
   experiment = launchers.find_experiment(xid, command.experiments)
   waited = 0
   for run in experiment.record["runs"]:
@@ -139,7 +139,7 @@ def test_from_first_keeps_its_meaning_in_products_and_chains(a, b, c):
         assert settings[source] == {**first, "rate": 0}
 
 
-def test_from_first_refuses_settings_that_begin_elsewhere():
+def test_from_first_refuses_settings_that_start_elsewhere():
   with pytest.raises(hyper.ConfigError, match=r"has a .* already"):
     hyper.from_first([{}, {hyper.WARM_START: "train_xms/7"}])
 
@@ -164,11 +164,11 @@ WARM = "'train_eval_config.warm_start'"
     (f"[{{{WARM}: 'wid=0'}}]", "circle: wid 0 -> 0"),
     (f"[{{{WARM}: 'wid=2'}}, {{{WARM}: 'wid=0', 'seed': 1}}, {{{WARM}: 'wid=1', 'seed': 2}}]",
      "circle: wid 0 -> 2 -> 1 -> 0"),
-    (f"[{{}}, {{{WARM}: 'wid=5', 'seed': 1}}]", "begins with wid 5"),
+    (f"[{{}}, {{{WARM}: 'wid=5', 'seed': 1}}]", "starts from wid 5"),
     (f"[{{}}, {{{WARM}: 'wid=0 of deep', 'seed': 1}}]", "within a sweep file"),
   ],
 )  # fmt: skip
-def test_what_cannot_begin_is_refused_before_anything_is_written(
+def test_what_cannot_start_is_refused_before_anything_is_written(
   command, sweep, project, tmp_path, settings, says
 ):
   file = write_rates(project, settings)
@@ -245,7 +245,7 @@ def test_dry_run_shows_every_part_and_writes_nothing(command, sweep, tmp_path):
 # On this machine
 
 
-def test_a_sweep_of_two_families_trains_each_run_after_what_it_begins_with(command, sweep):
+def test_a_sweep_of_two_families_trains_each_run_after_what_it_starts_from(command, sweep):
   argv = ["--jobs=3", "--xid=x", "--then_eval=sample", "--config.seed=7"]
   assert command("--sweep", str(sweep), *argv) == 0, command.err
   assert command.states("x") == ["DONE"] * 12
@@ -300,7 +300,7 @@ def test_a_dependant_that_failed_itself_is_rerun_alone(command, sweep, tmp_path)
   assert check_order(command, "x") == 4
 
 
-def test_an_ordinary_sweep_may_begin_with_a_later_setting(command, sweep, project):
+def test_an_ordinary_sweep_may_start_from_a_later_setting(command, sweep, project):
   file = write_rates(
     project, f"[{{{WARM}: 'wid=2'}}, {{{WARM}: 'wid=0', 'seed': 1}}, {{'seed': 2}}]"
   )
@@ -360,7 +360,7 @@ def test_a_run_by_hand_says_what_it_waits_for(pictures, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_trainings_and_latents_of_one_sweep(pictures, tmp_path, monkeypatch):
-  """Real families: checked before the launch, although what they begin with is not there yet."""
+  """Real families: checked before the launch, although what they start from is not there yet."""
   import launch
   from common import datasets, results
 
