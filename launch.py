@@ -5,6 +5,7 @@ usage:
   ./launch.py --main factorized.train --config factorized/configs/bls2017.py[:tiny]
               [--config.a.b=value ...] [--args '...'] [--sargs '--partition=gpu --time=24:00:00']
               [--executor slurm|local] [--jobs N] [--then_eval kodak] [--dry_run | --test_only]
+  ./launch.py --sweep sweeps/FILE.py[:variant] [...]         (several configs as one experiment)
   ./launch.py status XID [--watch]
   ./launch.py rerun XID [--states FAILED,TIMEOUT,LOST] [--wids 3,7-9]
   ./launch.py cancel XID
@@ -14,9 +15,12 @@ reruns run that, whatever is edited meanwhile), and a folder a run with its conf
 On Slurm (where there is `sbatch`) it is submitted as a job array from slurm_template.py, and xid is
 the array's id: docs/cluster.md. On this machine the launcher runs it; Ctrl-C asks the running jobs
 to save their state and stop; `rerun XID` goes on from there.
+A run that starts from the weights of another one of the sweep (train_eval_config.warm_start is
+"wid=0", see common/hyper.py) starts when that one is DONE.
 XID may also be the experiment's path. A single run needs no launcher: python -m <family>.train
 """
 
+import dataclasses
 import gc
 import os
 import shlex
@@ -62,7 +66,8 @@ def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -
         return commands[argv[0]](list(argv[1:]))
       if argv and not argv[0].startswith("-"):
         raise flags.UsageError(
-          f"Unknown command {argv[0]!r}. Known: {', '.join(commands)}; to launch: --main, --config."
+          f"Unknown command {argv[0]!r}. Known: {', '.join(commands)}; to launch: --main, "
+          "--config, or --sweep."
         )
       return _launch(list(argv), project_dir)
   except KeyboardInterrupt:  # While jobs run, `launchers.wait` sees to it.
@@ -75,6 +80,9 @@ def main(argv: Sequence[str], project_dir: pathlib.Path = configs.PROJECT_DIR) -
 
 def _define_launch(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_string("main", None, "What to run, <family>.<task>: factorized.train",
+                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("sweep", None, "A file of several configs and their settings, instead "
+                           "of --main and --config; its get_sweep() returns hyper.Part(...)s.",
                            flag_values=values)  # fmt: skip
   absl_flags.DEFINE_string("args", "", "Further arguments for every task, as one quoted text.",
                            flag_values=values)  # fmt: skip
@@ -203,45 +211,118 @@ def _take_experiments_dir(args: list[str], given: Optional[str]) -> Optional[str
   return given or found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sweep:
+  """What is to be launched.
+
+  Attributes:
+    units: The work units.
+    title: For people: --main, or the sweep file's name.
+    source: The config or sweep file, as it was given.
+    common: By part (without parts: ""), the overrides that hold for all settings.
+  """
+
+  units: list[hyper.WorkUnit]
+  title: str
+  source: str
+  common: dict[str, dict[str, Any]]
+
+  def sources(self) -> list[Optional[int]]:
+    """For each wid, that of the run that it waits for, or None."""
+    return [hyper.source_of(unit) for unit in self.units]
+
+  def facts(self) -> dict[str, Any]:
+    """For the experiment's record."""
+    return {"title": self.title, "sweep": self.source} if self.units[0].part else {}
+
+
+def _parse_launch(
+  argv: list[str], project_dir: pathlib.Path
+) -> tuple[absl_flags.FlagValues, Callable[[], _Sweep], list[str]]:
+  """The flags, what expands the sweep, and the mains that it runs, "factorized.train"."""
+  usage = __doc__ or ""
+  if not any(arg.startswith("-") and arg.lstrip("-").split("=")[0] == "sweep" for arg in argv):
+    values, config_file, overrides = flags.parse(argv, _define_launch, usage)
+    if values.main is None or config_file is None:
+      missing = "--main" if values.main is None else "--config"
+      known = ", ".join(launchers.known_mains(project_dir)) or "none"
+      raise flags.UsageError(
+        f"{missing} is missing (see --help), or --sweep. Known for --main: {known}."
+      )
+    family, _, task = values.main.partition(".")
+    file = config_file
+
+    def expand() -> _Sweep:
+      units = hyper.expand(file, family, task, overrides)
+      return _Sweep(units, values.main, file.source, {"": overrides})
+
+    return values, expand, [values.main]
+
+  given, rest = flags.without_overrides(argv)
+  values, config_file, _ = flags.parse(rest, _define_launch, usage)
+  if values.main is not None or config_file is not None or values.sweep is None:
+    raise flags.UsageError("--sweep FILE names mains and configs itself: without --main, --config.")
+  parts = hyper.load_sweep(values.sweep, project_dir)
+
+  def expand_parts() -> _Sweep:
+    overrides = flags.overrides_of_each(given, [p.config_file.get_config() for p in parts])
+    units = hyper.expand_parts(parts, overrides)
+    common = {p.name: {**p.overrides, **o} for p, o in zip(parts, overrides)}
+    title = hyper.safe_name(pathlib.Path(values.sweep.partition(":")[0]).stem)
+    return _Sweep(units, title, values.sweep, common)
+
+  return values, expand_parts, list(dict.fromkeys(f"{p.family}.{p.task}" for p in parts))
+
+
+def _check_mains(mains: Sequence[str], then_eval: Optional[str], project_dir: pathlib.Path) -> None:
+  known = launchers.known_mains(project_dir)
+  for main_ in mains:
+    if main_ not in known:
+      hint = " Evaluations are started by ./launch_eval.py." if main_.endswith("eval") else ""
+      raise flags.UsageError(
+        f"Unknown --main {main_!r}. Known: {', '.join(known) or 'none'}.{hint}"
+      )
+  if not then_eval:
+    return
+  trained = [main_.partition(".")[0] for main_ in mains if main_.endswith(".train")]
+  for family in trained:
+    if not (project_dir / family / "eval.py").is_file():
+      raise flags.UsageError(f"--then_eval: there is no {family}/eval.py.")
+  if not trained:
+    raise flags.UsageError(f"--then_eval goes with a training, not with {', '.join(mains)}.")
+  launchers.check_dataset_name(then_eval)
+
+
 def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
-  values, config_file, overrides = flags.parse(argv, _define_launch, __doc__ or "")
-  known = ", ".join(launchers.known_mains(project_dir)) or "none"
-  if values.main is None or config_file is None:
-    missing = "--main" if values.main is None else "--config"
-    raise flags.UsageError(f"{missing} is missing (see --help). Known for --main: {known}.")
-  family, _, task = values.main.partition(".")
-  if values.main not in launchers.known_mains(project_dir):
-    hint = " Evaluations are started by ./launch_eval.py." if task.endswith("eval") else ""
-    raise flags.UsageError(f"Unknown --main {values.main!r}. Known: {known}.{hint}")
-  if values.then_eval and not (project_dir / family / "eval.py").is_file():
-    raise flags.UsageError(f"--then_eval: there is no {family}/eval.py.")
-  if values.then_eval and task != "train":
-    raise flags.UsageError(f"--then_eval goes with a training, not with {values.main}.")
-  if values.then_eval:
-    launchers.check_dataset_name(values.then_eval)
+  values, expand, mains = _parse_launch(argv, project_dir)
+  _check_mains(mains, values.then_eval, project_dir)
   args = split_args(values.args, _RESERVED_ARGS)
   chosen = _take_experiments_dir(args, values.experiments_dir)
-  default = configs.ITINF_DIR if task == "itinf" else configs.TRAIN_DIR
+  only_itinf = all(main_.endswith(".itinf") for main_ in mains)
+  default = configs.ITINF_DIR if only_itinf else configs.TRAIN_DIR
   experiments_dir = pathlib.Path(_absolute(chosen)) if chosen else default
   executor = executor_from(values)
-  units = hyper.expand(config_file, family, task, overrides)
+  sweep = expand()
+  units, sources = sweep.units, sweep.sources()
   if args:
-    launchers.check_arguments(args, values.main, project_dir)
+    for main_ in mains:
+      launchers.check_arguments(args, main_, project_dir)
   if values.xid is not None:
     runs.RunDir.of(experiments_dir, values.xid, units[0])
     launchers.Experiment.check_free(experiments_dir / values.xid)
-  _print(_settings_table(units, overrides))
+  _print(_settings_tables(sweep))
   where = experiments_dir / (values.xid or "<xid>")
-  print(f"\n{len(units)} settings of {config_file.source} for {values.main}, to {where}")
+  print(f"\n{len(units)} settings of {sweep.source} for {', '.join(mains)}, to {where}")
   if values.dry_run:
     if (values.executor or configs.EXECUTOR) != "local":
-      _print("\n" + _preview(executor, len(units), experiments_dir, values))
+      _print("\n" + _preview(executor, sweep, experiments_dir, values))
     print("Dry run: nothing was written; values are checked at launch.")
     return 0
+  first = [wid for wid, source in enumerate(sources) if source is None]
   if values.test_only:
     if not isinstance(executor, slurm.SlurmExecutor):
       raise flags.UsageError("--test_only asks Slurm: it goes with --executor=slurm.")
-    print(executor.test_only(len(units), experiments_dir, values.main))
+    print(executor.test_only(first, experiments_dir, sweep.title))
     return 0
   executor.check()
   then_eval = datasets.absolute(values.then_eval) if values.then_eval else None
@@ -256,7 +337,8 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
   def create() -> launchers.Experiment:
     reserved = None
     if values.xid is None:
-      reserved = executor.reserve(experiments_dir, [unit.wid for unit in units], values.main)
+      reserved = executor.reserve(experiments_dir, first, sweep.title)
+    facts = {**launch_facts("launch.py", argv, executor), **sweep.facts(), **executor.reserved()}
     return launchers.Experiment.create(
       experiments_dir,
       units,
@@ -264,7 +346,7 @@ def _launch(argv: list[str], project_dir: pathlib.Path) -> int:
       args=args,
       xid=values.xid or reserved,
       then_eval=then_eval,
-      facts={**launch_facts("launch.py", argv, executor), **executor.reserved()},
+      facts=facts,
     )
 
   return launch_new(executor, create)
@@ -317,12 +399,13 @@ def launch_facts(script: str, argv: Sequence[str], executor: launchers.Executor)
 
 
 def _preview(
-  executor: launchers.Executor, count: int, where: pathlib.Path, values: absl_flags.FlagValues
+  executor: launchers.Executor, sweep: _Sweep, where: pathlib.Path, values: absl_flags.FlagValues
 ) -> str:
   if not isinstance(executor, slurm.SlurmExecutor):  # There is no Slurm here, but one was meant.
     sargs = _split("--sargs", values.sargs or "")
     executor = slurm.SlurmExecutor(slurm_template.TEMPLATE, sargs, values.jobs)
-  return executor.preview(count, where, values.main, bool(values.then_eval))
+  trained = [unit.wid for unit in sweep.units if values.then_eval and unit.task == "train"]
+  return executor.preview(sweep.sources(), where, sweep.title, trained)
 
 
 # A sweep's table shows this many rows; the rest are in the record.
@@ -334,6 +417,18 @@ def _print(text: str) -> None:
     print(text, flush=True)
   except BrokenPipeError:  # `| head` has seen enough; what was asked for is done nevertheless.
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def _settings_tables(sweep: _Sweep) -> str:
+  """A table of the settings, or one a part."""
+  texts = []
+  for part, common in sweep.common.items():
+    units = [unit for unit in sweep.units if unit.part == part] if part else sweep.units
+    text = _settings_table(units, common)
+    if part:
+      text = f"{part}: {units[0].family}.{units[0].task}, {units[0].config_file}\n{text}"
+    texts.append(text)
+  return "\n\n".join(texts)
 
 
 def _settings_table(units: Sequence[hyper.WorkUnit], common: dict[str, Any]) -> str:
@@ -436,11 +531,23 @@ def _status(argv: list[str]) -> int:
   experiment, values = _parse_with_xid(argv, _define_status)
   while True:
     counts = _show_status(experiment)
-    if not values.watch or not {*launchers.OPEN_STATES, "REQUEUED"} & set(counts):
+    if not values.watch or not _goes_on(experiment, counts):
       return 0
     time.sleep(max(0.1, values.every))
     if sys.stdout.isatty():
       print("\033[2J\033[H", end="")
+
+
+def _goes_on(experiment: launchers.Experiment, counts: Mapping[str, int]) -> bool:
+  """Whether states may still change: a run whose source has failed waits for a rerun."""
+  if {"RUNNING", "REQUEUED"} & set(counts) or "PENDING" not in counts:
+    return bool({"RUNNING", "REQUEUED"} & set(counts))
+  executors = Executors(experiment)
+  executors.follow()
+  return any(
+    executors.observe(job)["state"] == "PENDING" and not launchers.is_stuck(job, executors.observe)
+    for job in experiment.jobs()
+  )
 
 
 def _show_status(experiment: launchers.Experiment) -> dict[str, int]:
@@ -535,16 +642,18 @@ def _rerun(argv: list[str]) -> int:
     before = Executors(experiment)
     for note in before.follow():
       raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
-    seen = {job.name: before.observe(job)["state"] for job in jobs}
+    needed = [job.after for job in jobs if job.after is not None]
+    seen = {job.name: before.observe(job)["state"] for job in (*jobs, *needed)}
     chosen = _chosen(jobs, seen, states)
     queued = before.queued(chosen)
     for job in chosen:
       if job.name in queued and seen[job.name] not in ("PENDING", "REQUEUED"):
         print(f"{job.name} is {seen[job.name]}, and not over: {queued[job.name]}.")
-    chosen = [
-      job for job in chosen
-      if job.name not in queued and (job.after is None or job.after.name not in queued)
-    ]  # fmt: skip
+    left_out = set(queued)
+    for job in chosen:
+      if job.after is not None and job.after.name in left_out:
+        left_out.add(job.name)
+    chosen = [job for job in chosen if job.name not in left_out]
     if not chosen:
       text, counts = launchers.states_table(jobs, before.observe)
       print(f"{text}\nNothing to rerun among {', '.join(states)}: {_summary(counts)}.")
@@ -581,17 +690,22 @@ def _restore(
 def _chosen(
   jobs: Sequence[launchers.Job], seen: dict[str, str], states: Sequence[str]
 ) -> list[launchers.Job]:
-  chosen: list[launchers.Job] = []
+  """Those of the jobs, each after the one that it waits for, that a rerun takes."""
+  chosen: dict[str, launchers.Job] = {}
   for job in jobs:
-    if job.after is None:
-      wanted = seen[job.name] in states
-    elif any(other.name == job.after.name for other in chosen):
-      wanted = seen[job.name] not in ("DONE", "RUNNING")
-    else:
-      wanted = seen[job.after.name] == "DONE" and seen[job.name] in (*states, "CANCELLED")
+    state = seen[job.name]
+    wanted = state in states
+    if job.after is not None and job.after.name in chosen:
+      # An evaluation follows its training in any case, a run one that it has waited for.
+      wanted = (
+        state not in ("DONE", "RUNNING") if job.kind == "eval" else wanted or state == "PENDING"
+      )
+    elif job.after is not None:
+      wanted = wanted or (job.kind == "eval" and state == "CANCELLED")
+      wanted = wanted and seen[job.after.name] == "DONE"
     if wanted:
-      chosen.append(job)
-  return chosen
+      chosen[job.name] = job
+  return list(chosen.values())
 
 
 def parse_wids(text: str, known: Sequence[int]) -> set[int]:

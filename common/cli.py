@@ -70,9 +70,11 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
       run.create(unit, run.path.parent.name)  # Says so if another config lies there.
       print(f"{run.path} is DONE already. For another run choose another --xid.")
       return 0
+    # What the run starts from is recorded as it was named: the experiment may be moved.
+    full = runs.with_source(unit, run, _source_seconds())
     set_up_process(run)
     distribution = _start_devices(unit, run) if task == "train" else None
-    check(unit)
+    check(full)
     if run is None:
       run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
     if distribution is None or distribution.is_chief:
@@ -80,7 +82,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
   except (flags.UsageError, ValueError, TypeError, RuntimeError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
-  job = Job(unit, run, began, distribution)
+  job = Job(full, run, began, distribution)
   job.handle_signals()
   if distribution is not None and not distribution.is_chief:
     return _run_as_helper(job, run_job)
@@ -111,6 +113,14 @@ def _check_units(path: str, check: CheckUnit) -> int:
       print(f"Error: wid {unit.wid}: {e}", file=sys.stderr)
       return 2
   return 0
+
+
+# On Slurm a task starts when another has ended, whose record may be seen so much later.
+_SOURCE_SECONDS = 60.0
+
+
+def _source_seconds() -> float:
+  return _SOURCE_SECONDS if "SLURM_JOB_ID" in os.environ and "NTC_SUPERVISED" in os.environ else 0.0
 
 
 def _start_devices(unit: hyper.WorkUnit, run: Optional[runs.RunDir]) -> Any:

@@ -175,6 +175,7 @@ def run_facts(run: runs.RunDir) -> dict[str, Any]:
   started = {}
   if run.environment_file.is_file():
     started = runs.read_json(run.environment_file)[-1]
+  name = unit.part or pathlib.Path(unit.config_file).stem
   return {
     "family": unit.family,
     "xid": run.xid,
@@ -183,7 +184,8 @@ def run_facts(run: runs.RunDir) -> dict[str, Any]:
     "commit": started.get("commit"),
     "dirty": started.get("dirty"),
     "workdir": str(run.path),
-    "label": f"{unit.family} {pathlib.Path(unit.config_file).stem} {run.xid}",
+    "label": f"{unit.family} {name} {run.xid}",
+    **({"curve": unit.part} if unit.part else {}),
   }
 
 

@@ -46,6 +46,41 @@ def config_source(argv: Sequence[str]) -> Optional[str]:
   return source
 
 
+def without_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """The arguments that override configs (`--config.a.b=value`), and the others."""
+  overrides = [arg for arg in argv if _config_key(arg) is not None]
+  return overrides, [arg for arg in argv if _config_key(arg) is None]
+
+
+def overrides_of_each(argv: Sequence[str], configs: Sequence[Any]) -> list[dict[str, Any]]:
+  """Overrides of several configs, each typed by every config that has its key.
+
+  Args:
+    argv: `--config.a.b=value`; a value stands behind the equals sign.
+    configs: The configs; they are changed.
+
+  Returns:
+    For each config the overrides that are for it.
+
+  Raises:
+    UsageError: A value does not parse.
+    hyper.ConfigError: No config has a key, or a value's type does not fit.
+  """
+  found: list[dict[str, Any]] = [{} for _ in configs]
+  for arg in argv:
+    unknown: list[hyper.ConfigError] = []
+    for config, overrides in zip(configs, found):
+      try:
+        hyper.get_value(config, _config_key(arg) or "")
+      except hyper.ConfigError as e:
+        unknown.append(e)
+        continue
+      overrides.update(_overrides([arg], config))
+    if len(unknown) == len(found):
+      raise unknown[0]
+  return found
+
+
 def parse(
   argv: Sequence[str],
   define: Callable[[flags.FlagValues], None],

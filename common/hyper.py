@@ -10,6 +10,14 @@ A config file is a Python file with
 The helpers below build such lists:
 
     hyper.product(hyper.sweep("model_config.rd_lambda", [0.08, 0.01]), hyper.sweep("seed", [0, 1]))
+
+A setting may start from the weights of another one of its list: `train_eval_config.warm_start` is
+then "wid=0", whose number counts the list's settings (`from_first` writes it; `product` and `chain`
+keep it with its setting).
+
+A sweep file is a Python file with `get_sweep(variant="")`, which returns a list of `Part`s: configs
+with their settings, which become one experiment. Within it "wid=0 of NAME" is setting 0 of the part
+called NAME.
 """
 
 import builtins
@@ -49,7 +57,19 @@ def sweep(key: str, values: Iterable[Any]) -> list[Setting]:
 
 def product(*sweeps: Sequence[Setting]) -> list[Setting]:
   """Every combination of the sweeps' settings; the last sweep varies fastest."""
-  return [_merge(parts) for parts in itertools.product(*sweeps)]
+  settings = [_merge(parts) for parts in itertools.product(*sweeps)]
+  stride = len(settings)
+  for sweep_ in sweeps:
+    # Of this sweep's setting, the index in its own list gives way to that in the product.
+    stride //= max(1, len(sweep_))
+    own = [_own_source(setting) for setting in sweep_]
+    if any(source is not None for source in own):
+      for i, setting in enumerate(settings):
+        index = i // stride % len(sweep_)
+        source = own[index]
+        if source is not None:
+          setting[WARM_START] = f"wid={i + (source - index) * stride}"
+  return settings
 
 
 def zip(*sweeps: Sequence[Setting]) -> list[Setting]:
@@ -62,7 +82,66 @@ def zip(*sweeps: Sequence[Setting]) -> list[Setting]:
 
 def chain(*sweeps: Sequence[Setting]) -> list[Setting]:
   """The settings of one sweep after those of the other."""
-  return [dict(s) for s in itertools.chain(*sweeps)]
+  settings: list[Setting] = []
+  for sweep_ in sweeps:
+    first = len(settings)
+    for setting in sweep_:
+      source = _own_source(setting)
+      more = {} if source is None else {WARM_START: f"wid={first + source}"}
+      settings.append({**setting, **more})
+  return settings
+
+
+# What a training starts from instead of random weights: a path, or a run of the same experiment.
+WARM_START = "train_eval_config.warm_start"
+# The same of latent optimisations, which start from a trained model.
+_ITINF_SOURCE = "train_eval_config.warm_start_exp_dir"
+_ITINF_WID = "train_eval_config.warm_start_wid"
+
+
+def from_first(settings: Sequence[Setting]) -> list[Setting]:
+  """The first setting as it is, the others starting from the weights that the first ends with."""
+  for setting in settings:
+    if WARM_START in setting:
+      raise ConfigError(f"from_first: {setting} has a {WARM_START!r} already.")
+  return [dict(settings[0]), *({**setting, WARM_START: "wid=0"} for setting in settings[1:])]
+
+
+def runs_of(part: str, wids: Iterable[int]) -> list[Setting]:
+  """For latent optimisations in a sweep file: one setting for each of these runs of a part."""
+  return [{_ITINF_SOURCE: f"wid={wid} of {part}", _ITINF_WID: wid} for wid in wids]
+
+
+def _own_source(setting: Setting) -> Optional[int]:
+  """The setting of the same list that this one starts from, or None."""
+  found = _reference(setting.get(WARM_START))
+  return None if found is None or found[1] else found[0]
+
+
+def _reference(value: Any) -> Optional[tuple[int, str]]:
+  """A run of the same experiment as its wid and its part ("" for one's own), else None."""
+  match = re.fullmatch(r"wid=(\d+)(?: of (.+))?", value) if isinstance(value, str) else None
+  return (int(match[1]), match[2] or "") if match else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What a sweep file's `get_sweep` lists: a config's settings, to be run by one task.
+
+  Attributes:
+    main: "mshyper.train", or "mshyper.itinf".
+    config: The config file, in the project's folder: "mshyper/configs/mbt2018.py:small".
+    settings: The sweep; None for the config's own get_hyper().
+    overrides: Hold for all settings; the command line's go before them.
+    name: Begins the runs' names, and names their curve in reports; "" for the config file's name
+      and variant.
+  """
+
+  main: str
+  config: str
+  settings: Optional[Sequence[Setting]] = None
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  name: str = ""
 
 
 def _merge(parts: Iterable[Setting]) -> Setting:
@@ -100,6 +179,7 @@ class WorkUnit:
     overrides: What the sweep and the command line changed, `{dotted key: value}`.
     runname: The name for people; facts are read from `config`, never from here.
     config_file: Where the config came from, "factorized/configs/bls2017.py:tiny".
+    part: Of a sweep file: the part's name; else "".
   """
 
   family: str
@@ -109,18 +189,22 @@ class WorkUnit:
   overrides: dict[str, Any]
   runname: str
   config_file: str
+  part: str = ""
 
   def to_json(self) -> dict[str, Any]:
     """As a dict that JSON can hold."""
-    return dataclasses.asdict(self)
+    record = dataclasses.asdict(self)
+    if not self.part:
+      del record["part"]
+    return record
 
   @classmethod
   def from_json(cls, record: Mapping[str, Any]) -> "WorkUnit":
     """The inverse of `to_json`; a record with missing or unknown fields is an error."""
     known = {f.name for f in dataclasses.fields(cls)}
-    if set(record) != known:
+    if {*record, "part"} != known:
       raise ConfigError(
-        f"Not a work unit record: missing {sorted(known - set(record))}, "
+        f"Not a work unit record: missing {sorted(known - {*record, 'part'})}, "
         f"unknown {sorted(set(record) - known)}. It was written by another version."
       )
     return cls(**record)
@@ -180,14 +264,22 @@ def safe_name(name: str) -> str:
   return clean
 
 
-def load(source: str) -> ConfigFile:
+def load(source: str, folder: Optional[pathlib.Path] = None) -> ConfigFile:
   """Loads a config file named as on the command line: `path.py` or `path.py:variant`.
+
+  Args:
+    source: The file's name.
+    folder: Where relative names lie; None for the working directory.
 
   Raises:
     ConfigError: There is no such file, it does not run, or it lacks `get_config`.
   """
+  return _load(source, "get_config", folder)
+
+
+def _load(source: str, function: str, folder: Optional[pathlib.Path] = None) -> ConfigFile:
   name, _, variant = source.partition(":")
-  path = pathlib.Path(name).expanduser()
+  path = (folder or pathlib.Path()) / pathlib.Path(name).expanduser()
   if not path.is_file():
     raise ConfigError(_no_such_file(path))
   if path.suffix != ".py":
@@ -203,9 +295,74 @@ def load(source: str) -> ConfigFile:
     spec.loader.exec_module(module)
   except Exception as e:
     raise ConfigError(f"Config file {name!r} does not run: {type(e).__name__}: {e}") from e
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"Config file {name!r} defines no get_config().")
+  if not hasattr(module, function):
+    others = {"get_config": "--main, --config", "get_sweep": "--sweep"}
+    hint = "".join(f" It has {f}(): {o}." for f, o in others.items() if hasattr(module, f))
+    raise ConfigError(f"Config file {name!r} defines no {function}().{hint}")
   return ConfigFile(source, path, variant, module)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPart:
+  """A `Part` with its config file, and its defaults filled in.
+
+  Attributes:
+    name: Unique among the sweep's parts.
+    family: The entropy-model folder.
+    task: "train" or "itinf".
+    config_file: The loaded file.
+    settings: The sweep.
+    overrides: Hold for all settings.
+  """
+
+  name: str
+  family: str
+  task: str
+  config_file: ConfigFile
+  settings: tuple[Setting, ...]
+  overrides: dict[str, Any]
+
+
+def load_sweep(source: str, folder: pathlib.Path) -> list[LoadedPart]:
+  """The parts of a sweep file, `path.py` or `path.py:variant`; their configs lie in `folder`.
+
+  Raises:
+    ConfigError: A file is missing or wrong, or two parts have one name.
+  """
+  file = _load(source, "get_sweep")
+  listed = _call(file.module.get_sweep, file.variant, source)
+  if not isinstance(listed, (list, tuple)) or not listed:
+    raise ConfigError(f"{source}: get_sweep() must return a list with a hyper.Part or more.")
+  parts: dict[str, LoadedPart] = {}
+  for part in listed:
+    if not isinstance(part, Part):
+      raise ConfigError(f"{source}: get_sweep() returned {part!r}, which is no hyper.Part.")
+    try:
+      loaded = _loaded_part(part, folder)
+    except ConfigError as e:
+      raise ConfigError(f"{source}: {e}") from e
+    if loaded.name in parts:
+      raise ConfigError(f"{source}: two parts are called {loaded.name!r}: give them a name=.")
+    parts[loaded.name] = loaded
+  return list(parts.values())
+
+
+def _loaded_part(part: Part, folder: pathlib.Path) -> LoadedPart:
+  config_file = load(part.config, folder)
+  name = part.name or safe_name(
+    "-".join(filter(None, (config_file.path.stem, config_file.variant)))
+  )
+  if safe_name(name) != name:
+    raise ConfigError(f"A part's name is part of file names; {name!r} is not: {safe_name(name)!r}.")
+  settings = config_file.get_hyper() if part.settings is None else list(part.settings)
+  for setting in settings:
+    if not isinstance(setting, dict):
+      raise ConfigError(f"Part {name!r} has the setting {setting!r}, which is no dict.")
+  if not settings:
+    raise ConfigError(f"Part {name!r} has no settings.")
+  family, _, task = part.main.partition(".")
+  copied = tuple(dict(setting) for setting in settings)
+  return LoadedPart(name, family, task, config_file, copied, dict(part.overrides))
 
 
 def _no_such_file(path: pathlib.Path) -> str:
@@ -225,7 +382,7 @@ def _no_such_file(path: pathlib.Path) -> str:
 
 def _call(function: Callable[..., Any], variant: str, source: str) -> Any:
   takes_variant = bool(inspect.signature(function).parameters)
-  if variant and not takes_variant and function.__name__ == "get_config":
+  if variant and not takes_variant and function.__name__ != "get_hyper":
     raise ConfigError(f"{source}: this config has no variants; drop ':{variant}'.")
   try:
     return function(variant) if takes_variant else function()
@@ -321,14 +478,153 @@ def expand(
 
   Raises:
     ConfigError: A setting has an unknown key or a wrong type, an override is swept, or two
-      settings, or their run names, are the same.
+      settings, or their run names, are the same, or a run cannot start from the one it names.
   """
   settings = _settings(config_file, overrides or {})
+  units = _expanded(config_file, family, task, settings, overrides or {}, check)
+  if len(units) > 1:
+    _refuse_duplicates(units)
+  _check_sources(units)
+  return units
+
+
+def _expanded(
+  config_file: ConfigFile,
+  family: str,
+  task: str,
+  settings: Sequence[Setting],
+  overrides: Mapping[str, Any],
+  check: Optional[Callable[[ml_collections.ConfigDict], None]] = None,
+) -> list[WorkUnit]:
   if len(settings) == 1:
     return [make_work_unit(config_file, family, task, 0, overrides, check, setting=settings[0])]
-  units = list(_units_of(config_file, family, task, settings, overrides or {}, check))
+  return list(_units_of(config_file, family, task, settings, overrides, check))
+
+
+def expand_parts(
+  parts: Sequence[LoadedPart], overrides: Sequence[Mapping[str, Any]]
+) -> list[WorkUnit]:
+  """`expand` of a sweep file's parts, with consecutive wids in their order.
+
+  Args:
+    parts: The parts.
+    overrides: From the command line, for each part.
+
+  Raises:
+    ConfigError: See `expand`.
+  """
+  firsts = dict(
+    builtins.zip(
+      (part.name for part in parts),
+      itertools.accumulate((len(part.settings) for part in parts), initial=0),
+    )
+  )
+  sizes = {part.name: len(part.settings) for part in parts}
+  units: list[WorkUnit] = []
+  for part, given in builtins.zip(parts, overrides):
+    held = {**part.overrides, **given}
+    _refuse_swept(part.settings, held, f"part {part.name!r}", part.config_file.source)
+    try:
+      own = _expanded(part.config_file, part.family, part.task, part.settings, held)
+      units += [_of_part(unit, part.name, firsts, sizes) for unit in own]
+    except ConfigError as e:
+      raise ConfigError(f"Part {part.name!r}: {e}") from e
   _refuse_duplicates(units)
+  _check_sources(units)
   return units
+
+
+def _of_part(
+  unit: WorkUnit, part: str, firsts: Mapping[str, int], sizes: Mapping[str, int]
+) -> WorkUnit:
+  """A part's work unit, with the wids that it has and names counted over all parts."""
+  config, overrides = unit.config, unit.overrides
+  key = _source_key(unit.task)
+  found = _reference(_source_value(unit))
+  if found is not None:
+    wid, other = found[0], found[1] or part
+    if other not in firsts:
+      raise ConfigError(f"{key!r}: there is no part {other!r}. Known: {', '.join(firsts)}.")
+    if wid >= sizes[other]:
+      raise ConfigError(
+        f"{key!r}: part {other!r} has no setting {wid}; it has 0 to {sizes[other] - 1}."
+      )
+    changed = {key: f"wid={firsts[other] + wid}"}
+    group, last = key.split(".")
+    config = _with_value(config, [group], {**config[group], last: changed[key]})
+    overrides = {**overrides, **changed}
+  return dataclasses.replace(
+    unit,
+    config=config,
+    overrides=overrides,
+    wid=firsts[part] + unit.wid,
+    runname=safe_name(f"{part}-{unit.runname}"),
+    part=part,
+  )
+
+
+# Runs that start from another run of the same experiment
+
+
+def _source_key(task: str) -> str:
+  return _ITINF_SOURCE if task == "itinf" else WARM_START
+
+
+def _source_value(unit: WorkUnit) -> Any:
+  group, last = _source_key(unit.task).split(".")
+  options = unit.config.get(group)
+  return options.get(last) if isinstance(options, dict) else None
+
+
+def source_of(unit: WorkUnit) -> Optional[int]:
+  """The wid of the run of its own experiment that a run starts from; None where there is none.
+
+  Raises:
+    ConfigError: A part is named, and the work unit is of no sweep file.
+  """
+  found = _reference(_source_value(unit))
+  if found is None:
+    return None
+  if found[1]:
+    raise ConfigError(
+      f"{_source_key(unit.task)}={_source_value(unit)!r}: parts are known within a sweep file "
+      '(./launch.py --sweep FILE); here "wid=0" is this sweep\'s setting 0.'
+    )
+  return found[0]
+
+
+def with_source(unit: WorkUnit, path: str) -> WorkUnit:
+  """The work unit with a path in place of the run that it names."""
+  group, last = _source_key(unit.task).split(".")
+  config = {**unit.config, group: {**unit.config[group], last: path}}
+  return dataclasses.replace(unit, config=config)
+
+
+def _check_sources(units: Sequence[WorkUnit]) -> None:
+  """Raises for a run that names no other training of the sweep, or waits for itself."""
+  sources = {unit.wid: source_of(unit) for unit in units}
+  good: set[int] = set()
+  for unit in units:
+    source = sources[unit.wid]
+    if source is None:
+      continue
+    what = f"wid {unit.wid} starts from wid {source} ({_source_key(unit.task)})"
+    if source not in sources:
+      raise ConfigError(f"{what}, which is not there: the sweep has 0 to {len(units) - 1}.")
+    first = units[source]
+    if first.task != "train":
+      raise ConfigError(f"{what}, which is no training but {first.family}.{first.task}.")
+    if unit.task == "itinf" and first.family != unit.family:
+      raise ConfigError(f"{what}, which is of another family, {first.family!r}.")
+    way = [unit.wid]
+    at: Optional[int] = source
+    while at is not None and at not in good and at not in way:
+      way.append(at)
+      at = sources.get(at)
+    if at is not None and at in way:
+      circle = " -> ".join(map(str, [*way[way.index(at) :], at]))
+      raise ConfigError(f"Runs start from one another in a circle: wid {circle}.")
+    good.update(way)
 
 
 def _units_of(
@@ -472,7 +768,7 @@ def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
   for key, value in config.items():
     if isinstance(value, dict):
       value = _with_absolute_paths(value)
-    elif key in _PATH_KEYS and isinstance(value, str):
+    elif key in _PATH_KEYS and isinstance(value, str) and _reference(value) is None:
       value = datasets.absolute(value)
     absolute[key] = value
   return absolute
@@ -490,23 +786,29 @@ def _setting(config_file: ConfigFile, overrides: Mapping[str, Any], wid: int) ->
 
 def _settings(config_file: ConfigFile, overrides: Mapping[str, Any]) -> list[Setting]:
   settings = config_file.get_hyper()
+  _refuse_swept(settings, overrides, f"get_hyper() of {config_file.source}", config_file.source)
+  return settings
+
+
+def _refuse_swept(
+  settings: Sequence[Setting], overrides: Mapping[str, Any], by: str, source: str
+) -> None:
   for key in overrides:
     if any(key in s for s in settings):
       raise ConfigError(
-        f"{key!r} is swept by get_hyper() of {config_file.source}, so overriding it would make "
-        "settings alike. Edit the sweep, or run one setting by `python -m <family>.train` "
-        "without --wid."
+        f"{key!r} is swept by {by}, so overriding it would make settings alike. Edit the sweep, or "
+        f"run one setting by `python -m <family>.train --config {source}` without --wid."
       )
-  return settings
 
 
 def _refuse_duplicates(units: Sequence[WorkUnit]) -> None:
   # Whole configs are compared: a setting that only spells out a default is the same setting.
-  configs: dict[str, int] = {}
+  configs: dict[tuple[str, str, str], int] = {}
   names: dict[str, int] = {}
   shared: dict[int, str] = {}  # The digests of parts that units share, by their identity.
   for unit in units:
-    first = configs.setdefault(_digest(unit.config, shared), unit.wid)
+    same = (unit.family, unit.task, _digest(unit.config, shared))
+    first = configs.setdefault(same, unit.wid)
     if first != unit.wid:
       raise ConfigError(
         f"Settings {first} and {unit.wid} of the sweep are the same: {unit.overrides}."

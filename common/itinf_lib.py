@@ -65,6 +65,8 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
     _make_quantizer(config)
     _temperature(config)
   data.resolve(config.data_config.dataset)
+  if hyper.source_of(unit) is not None:  # It is still to be trained.
+    return
   codec = build(_model_config(config, _trained_run(config)))
   own = type(codec).search_file is not TrainableCodec.search_file
   if config.itinf_config.method == SEARCH and not own:

@@ -45,6 +45,9 @@ TASKS = ("train", "itinf")
 # The task of an experiment that launch_eval.py makes: evaluations of runs, wherever those are.
 EVAL_TASK = "eval"
 
+# Of the experiment of a sweep file: each of its parts has its own.
+SWEEP_TASK = "sweep"
+
 _SITE_VARIABLES = {
   "NTC_TRAIN_DIR": "TRAIN_DIR",
   "NTC_ITINF_DIR": "ITINF_DIR",
@@ -141,7 +144,8 @@ class Job:
     folder: Where its state and log go.
     cwd: The folder of the source that it runs.
     env: Added to the environment.
-    after: A job that must end DONE before this one starts.
+    after: A job that must end DONE before this one starts: of an evaluation its training, of a run
+      the one that it starts from.
     wid: The work unit that it belongs to; of an array of evaluations, its place in it.
     kind: "run", or "eval" for an evaluation that belongs to an experiment's run.
   """
@@ -186,12 +190,17 @@ class Executor(abc.ABC):
     """The id for a new experiment, where this executor is the one to give it; else None.
 
     What this has taken, `submit` uses, and `give_up` gives back.
+
+    Args:
+      experiments_dir: Where the experiment will lie.
+      wids: Of the runs that wait for no other run, ascending.
+      title: Of the experiment.
     """
     del experiments_dir, wids, title
     return None
 
   def reserved(self) -> dict[str, Any]:
-    """For the experiment's record: what `reserve` took, see `Experiment.ids`."""
+    """For the experiment's record: what `reserve` took, see `Experiment.submitted`."""
     return {}
 
   def give_up(self, experiment: Optional["Experiment"]) -> None:  # noqa: B027
@@ -204,7 +213,7 @@ class Executor(abc.ABC):
 
   def observe(self, job: Job) -> dict[str, Any]:
     """A job's state record, with what this executor knows and could not record."""
-    return observe(job.folder)
+    return _observe_folder(job)
 
   def advice(self, jobs: Sequence[Job]) -> Sequence[str]:
     """After `follow`: what people have to do so that jobs go on, with the commands."""
@@ -281,6 +290,9 @@ class LocalExecutor(Executor):
 
   def observe(self, job: Job) -> dict[str, Any]:
     """A job's state record; where its end could not be recorded, its end."""
+    return with_reason(job, self._recorded(job), self._recorded)
+
+  def _recorded(self, job: Job) -> dict[str, Any]:
     return {**observe(job.folder), **self._unrecorded.get(job.name, {})}
 
   def _record(self, job: Job, state: str, reason: str) -> None:
@@ -327,6 +339,8 @@ class LocalExecutor(Executor):
         continue
       elif job.after is not None and self.observe(job.after)["state"] != "DONE":
         self._waiting.remove(job)
+        if job.kind == "run":  # It stays PENDING: `with_reason` says why.
+          continue
         state = self.observe(job.after)["state"]
         self._record(job, "CANCELLED", f"not started: {job.after.name} is {state}")
       elif len(self._running) < self._limit:
@@ -474,12 +488,49 @@ def observe(job: runs.RunDir) -> dict[str, Any]:
   return record
 
 
-def _observe_folder(job: Job) -> dict[str, Any]:
-  return observe(job.folder)
-
-
 # How the state of a job is found out: Executor.observe.
 ObserveJob = Callable[[Job], dict[str, Any]]
+
+
+def _observe_folder(job: Job) -> dict[str, Any]:
+  return with_reason(job, observe(job.folder), lambda after: observe(after.folder))
+
+
+def with_reason(job: Job, record: dict[str, Any], observe_: ObserveJob) -> dict[str, Any]:
+  """A job's state record; of a run that waits for another run, with that as the reason.
+
+  Args:
+    job: The job.
+    record: Its record.
+    observe_: How the other run's state is found out.
+  """
+  if job.kind != "run" or job.after is None or record["state"] != "PENDING":
+    return record
+  state = observe_(job.after)["state"]
+  if state == "DONE":
+    return record
+  words = f"waits for wid {job.after.wid}"
+  own = str(record.get("reason", ""))
+  if state not in OPEN_STATES:
+    words += f", which is {state}"
+  elif own and not own.startswith("Slurm: "):  # It was not submitted, and will not start by itself.
+    words += f"; {own}"
+  return {**record, "reason": words}
+
+
+# What these end in, does not change by itself.
+_ENDED_STATES = ("FAILED", "TIMEOUT", "CANCELLED", "LOST")
+
+
+def is_stuck(job: Job, observe_: ObserveJob) -> bool:
+  """Whether a PENDING job waits for one that has ended, and not DONE."""
+  after = job.after
+  while after is not None:
+    state = observe_(after)["state"]
+    if state != "PENDING":
+      return state in _ENDED_STATES
+    after = after.after
+  return False
 
 
 # Experiments
@@ -510,7 +561,8 @@ class Experiment:
 
     Args:
       experiments_dir: Where experiments live.
-      units: The work units, all of one family and task.
+      units: The work units, with consecutive wids; those of a sweep file's parts may be of several
+        families and tasks.
       project_dir: The source to freeze.
       args: Further arguments for each task.
       xid: The experiment's id; without it the time as digits.
@@ -521,22 +573,21 @@ class Experiment:
       LaunchError: There is an experiment of that id, or the snapshot lacks the task.
     """
     folder = pathlib.Path(experiments_dir).absolute()
-    needed = {f"{units[0].family}/{units[0].task}.py"}
+    needed = {f"{family}/{task}.py" for family, task in mains(units)}
+    firsts: dict[str, hyper.WorkUnit] = {}
+    for unit in units:
+      firsts.setdefault(unit.part, unit)
+    common = {**(facts or {}), **_part_facts(units[0])}
+    entries = [_entry(unit, firsts[unit.part]) for unit in units]
+    if units[0].part:
+      parts = {name: _part_facts(first) for name, first in firsts.items()}
+      common = {"task": SWEEP_TASK, **(facts or {}), "parts": parts}
 
     def fill(path: pathlib.Path, xid: str) -> dict[str, Any]:
       if len(units) <= MOST_FOLDERS_AT_ONCE:
         for unit in units:
           runs.RunDir.of(folder, xid, unit).create_new(unit, xid)
-      return {
-        "family": units[0].family,
-        "task": units[0].task,
-        "config_file": units[0].config_file,
-        "args": list(args),
-        "then_eval": then_eval,
-        **(facts or {}),
-        "config": units[0].config,
-        "runs": [_entry(unit, units[0]) for unit in units],
-      }
+      return {"args": list(args), "then_eval": then_eval, **common, "runs": entries}
 
     return cls._create(folder, xid, project_dir, needed, fill)
 
@@ -675,8 +726,9 @@ class Experiment:
 
   @property
   def title(self) -> str:
-    """What it runs, for people: "factorized.train"."""
-    return ".".join(filter(None, (self.record.get("family"), self.record["task"])))
+    """What it runs, for people: "factorized.train", or a sweep file's name."""
+    named = ".".join(filter(None, (self.record.get("family"), self.record["task"])))
+    return str(self.record.get("title", named))
 
   @property
   def source(self) -> pathlib.Path:
@@ -684,13 +736,39 @@ class Experiment:
     return self.path / "source"
 
   def jobs(self) -> list[Job]:
-    """All jobs: each run's task, and where the record says so each run's evaluation after it."""
+    """All jobs: each run's task, and where the record says so each training's evaluation after it.
+
+    In the order of their wids, but a run comes after the one that it starts from.
+    """
     env = job_environment(self.record)
     source = self.source
-    jobs = [self._job(run, env, source) for run in self.record["runs"]]
+    runs_ = self.record["runs"]
+    made: dict[int, Job] = {}
+    for last in runs_:
+      way = [last]
+      while "after" in way[-1] and way[-1]["after"] not in made:
+        way.append(runs_[way[-1]["after"]])
+      for run in reversed(way):
+        if run["wid"] not in made:
+          job = self._job(run, env, source)
+          if "after" in run:
+            job = dataclasses.replace(job, after=made[run["after"]])
+          made[run["wid"]] = job
+    jobs = list(made.values())
     if self.record["then_eval"]:
-      jobs += [self._evaluation(job, env) for job in list(jobs)]
+      jobs += [self._evaluation(job, env) for job in jobs if self.saves(job.wid)]
     return jobs
+
+  def saves(self, wid: int) -> bool:
+    """Whether a work unit is a training: those save checkpoints, and can be evaluated."""
+    return bool(self._part(self.record["runs"][wid])["task"] == "train")
+
+  def _part(self, run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Family, task, config file and first config of a run's part; without parts, the record."""
+    found: Mapping[str, Any] = self.record
+    if "parts" in self.record:
+      found = self.record["parts"][run["part"]]
+    return found
 
   def job(self, kind: str, wid: int) -> Job:
     """One job, its run directory made where it is not there yet, or a loss of power damaged it.
@@ -722,20 +800,22 @@ class Experiment:
         evaluated, run["family"], self.record["dataset"], source, env, self.record["args"]
       )
       return dataclasses.replace(job, wid=run["wid"])
-    family, task = self.record["family"], self.record["task"]
+    part = self._part(run)
+    family, task = part["family"], part["task"]
     folder = runs.RunDir(self.path / f"wid={run['wid']}-{run['runname']}")
     argv = [sys.executable, "-m", f"{family}.{task}", "--workdir", str(folder.path)]
     argv += self.record["args"]
     return Job(folder.path.name, tuple(argv), folder, source, env, wid=run["wid"])
 
   def _evaluation(self, job: Job, env: Mapping[str, str]) -> Job:
-    dataset, family = self.record["then_eval"], self.record["family"]
+    dataset, family = self.record["then_eval"], self._part(self.record["runs"][job.wid])["family"]
     after = eval_job(job.folder, family, dataset, self.source, env, after=job)
     return dataclasses.replace(after, wid=job.wid, kind="eval")
 
   def _unit(self, run: Mapping[str, Any]) -> hyper.WorkUnit:
     """A run's work unit, from the experiment's record."""
-    config = copy.deepcopy(self.record["config"])
+    part = self._part(run)
+    config = copy.deepcopy(part["config"])
     for key, value in run["changes"].items():
       *groups, last = key.split(".")
       node = config
@@ -743,13 +823,14 @@ class Experiment:
         node = node[group]
       node[last] = value
     return hyper.WorkUnit(
-      family=self.record["family"],
-      task=self.record["task"],
+      family=part["family"],
+      task=part["task"],
       config=run.get("config", config),
       wid=run["wid"],
       overrides=run["overrides"],
       runname=run["runname"],
-      config_file=self.record["config_file"],
+      config_file=part["config_file"],
+      part=run.get("part", ""),
     )
 
   def note(self, **facts: Any) -> None:
@@ -778,8 +859,12 @@ class Experiment:
     newest: dict[str, tuple[str, Optional[str]]] = {}
     # The launcher was killed after its first array's submission and before the note of it.
     if "first_array" in self.record and not any(n["executor"] == "slurm" for n in noted):
-      for run in self.record["runs"][: self.record["first_array"]]:
-        newest[self._job(run, {}, self.source).name] = ("slurm", f"{self.xid}_{run['wid']}")
+      first = self.record["first_array"]
+      # A number says: so many, from wid 0 on; else the index of each wid.
+      indices = first if isinstance(first, dict) else {wid: wid for wid in range(first)}
+      for wid, index in indices.items():
+        run = self.record["runs"][int(wid)]
+        newest[self._job(run, {}, self.source).name] = ("slurm", f"{self.xid}_{index}")
     for record in noted:
       newest.update({name: (record["executor"], task) for name, task in record["ids"].items()})
     return {name: (by, task) for name, (by, task) in newest.items() if task is not None}
@@ -807,9 +892,28 @@ def _write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   runs.atomic_write(path / "experiment.json", f'{head},\n "runs": [\n  {lines}\n ]\n}}\n')
 
 
+def mains(units: Sequence[hyper.WorkUnit]) -> list[tuple[str, str]]:
+  """The families and tasks of work units, each pair once."""
+  return list(dict.fromkeys((unit.family, unit.task) for unit in units))
+
+
+def _part_facts(first: hyper.WorkUnit) -> dict[str, Any]:
+  return {
+    "family": first.family,
+    "task": first.task,
+    "config_file": first.config_file,
+    "config": first.config,
+  }
+
+
 def _entry(unit: hyper.WorkUnit, first: hyper.WorkUnit) -> dict[str, Any]:
-  """What the record holds of a run: enough to make its work unit from the first one's config."""
+  """What the record holds of a run: enough to make its work unit from its part's first config."""
   entry = {"wid": unit.wid, "runname": unit.runname, "overrides": unit.overrides}
+  if unit.part:
+    entry["part"] = unit.part
+  after = hyper.source_of(unit)
+  if after is not None:
+    entry["after"] = after
   changes = {}
   for key in runs.differences(first.config, unit.config):
     node: Any = unit.config
@@ -956,16 +1060,19 @@ def prepare(jobs: Sequence[Job], afresh: bool = False) -> list[Job]:
 
 
 def check_units(units: Sequence[hyper.WorkUnit], project_dir: pathlib.Path) -> str:
-  """Has the task's own entry point check work units; returns what it has to say.
+  """Has the tasks' own entry points check work units; returns what they have to say.
 
   Raises:
     LaunchError: A work unit cannot run.
   """
-  main = f"{units[0].family}.{units[0].task}"
-  with tempfile.TemporaryDirectory(prefix="ntc-check-") as folder:
-    file = pathlib.Path(folder) / "units.json"
-    runs.write_json(file, [unit.to_json() for unit in units])
-    return _check(project_dir, main, f"--check_units={file}")
+  said = []
+  for family, task in mains(units):
+    own = [unit for unit in units if (unit.family, unit.task) == (family, task)]
+    with tempfile.TemporaryDirectory(prefix="ntc-check-") as folder:
+      file = pathlib.Path(folder) / "units.json"
+      runs.write_json(file, [unit.to_json() for unit in own])
+      said.append(_check(project_dir, f"{family}.{task}", f"--check_units={file}"))
+  return "\n".join(filter(None, said))
 
 
 def check_arguments(args: Sequence[str], main: str, project_dir: pathlib.Path) -> None:

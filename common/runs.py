@@ -453,6 +453,46 @@ def find_runs(pattern: str) -> list[RunDir]:
   return sorted(unique.values(), key=order)
 
 
+def with_source(
+  unit: hyper.WorkUnit, run: Optional[RunDir], seconds: float = 0.0
+) -> hyper.WorkUnit:
+  """The work unit, with the path of the run of its own experiment that it starts from, if any.
+
+  Args:
+    unit: May name a run as "wid=0", see `hyper.source_of`.
+    run: The unit's own run directory, beside which the other one lies; None where there is none.
+    seconds: To wait for that run to be DONE: a network file system may show its end late.
+
+  Raises:
+    RunError: There is no such run, or it is not DONE.
+  """
+  wid = hyper.source_of(unit)
+  if wid is None:
+    return unit
+  starts = f"This run (wid {unit.wid}) starts from wid {wid} of its sweep"
+  main = f"python -m {unit.family}.{unit.task}"
+  if wid == unit.wid:
+    raise RunError(f"{starts}, itself: name another, or a run's path.")
+  if run is None:
+    raise RunError(
+      f"{starts}. ./launch.py runs both in turn; by hand: {main} --wid {wid} --xid NAME first, "
+      "then this one with the same --xid."
+    )
+  deadline = time.monotonic() + seconds
+  while True:
+    found = [p for p in run.path.parent.glob(f"wid={wid}-*") if (p / "work_unit.json").is_file()]
+    state = RunDir(found[0]).read_state().get("state") if len(found) == 1 else None
+    if state == "DONE":
+      return hyper.with_source(unit, str(found[0]))
+    if time.monotonic() >= deadline:
+      break
+    time.sleep(1.0)
+  what = f"is {state}" if found else f"is not in {run.path.parent}"
+  raise RunError(
+    f"{starts}, which {what}: it must be DONE first (./launch.py rerun, or --wid {wid})."
+  )
+
+
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
   """Dotted keys at which two nested dicts differ."""
   if a is b:

@@ -180,11 +180,22 @@ def ranges(indices: Iterable[int]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-  """Jobs that go into one array: their indices there are their wids minus `offset`."""
+  """Jobs that go into one array: their indices there are their wids minus `offset`.
+
+  Attributes:
+    kind: "run" or "eval".
+    offset: The wid of index 0.
+    wids: The jobs' wids.
+    source: Of runs, the wid of the run of this submission that all of them wait for, or None; of
+      evaluations, that of their runs.
+    after: Whether these are evaluations of runs of this submission: of the array with the same
+      offset and source, task by task.
+  """
 
   kind: str
   offset: int
   wids: tuple[int, ...]
+  source: Optional[int] = None
   after: bool = False
 
   def spec(self, at_once: Optional[int] = None) -> str:
@@ -194,15 +205,43 @@ class _Array:
 
 def _arrays(jobs: Sequence[launchers.Job], size: int) -> list[_Array]:
   """Jobs as arrays of indices below `size`, in the order of submission."""
-  submitted = {job.name for job in jobs}
-  wids: dict[tuple[bool, str, int], list[int]] = {}
+  sources: dict[str, Optional[int]] = {}
+  wids: dict[tuple[bool, str, int, Optional[int]], list[int]] = {}
   for job in jobs:
-    after = job.after is not None and job.after.name in submitted
-    wids.setdefault((after, job.kind, job.wid - job.wid % size), []).append(job.wid)
+    first = job.after if job.after is not None and job.after.name in sources else None
+    source = first.wid if first is not None else None
+    after = first is not None and job.kind == "eval"
+    if first is not None and after:
+      source = sources[first.name]
+    sources[job.name] = source
+    wids.setdefault((after, job.kind, job.wid - job.wid % size, source), []).append(job.wid)
+
+  def order(item: tuple[tuple[bool, str, int, Optional[int]], list[int]]) -> tuple[bool, str, int]:
+    (after, kind, offset, source), _ = item
+    waits = after or source is not None  # Those that do, stay in the jobs' order.
+    return (True, "", 0) if waits else (False, kind, offset)
+
   return [
-    _Array(kind, offset, tuple(sorted(found)), after)
-    for (after, kind, offset), found in sorted(wids.items(), key=lambda item: item[0])
+    _Array(kind, offset, tuple(sorted(found)), source, after)
+    for (after, kind, offset, source), found in sorted(wids.items(), key=order)
   ]
+
+
+def _first_array(wids: Sequence[int], size: int) -> _Array:
+  """The first array of runs that wait for no other run."""
+  offset = wids[0] - wids[0] % size
+  return _Array("run", offset, tuple(wid for wid in wids if wid < offset + size))
+
+
+def _dependency(array: _Array, submitted: Mapping[_Array, str]) -> Optional[str]:
+  """What the array waits for, as sbatch takes it; a requeue of that is no end of it."""
+  for other, xid in submitted.items():
+    if array.after:
+      if (other.kind, other.offset, other.source) == ("run", array.offset, array.source):
+        return f"aftercorr:{xid}"
+    elif array.source is not None and other.kind == "run" and array.source in other.wids:
+      return f"afterok:{xid}_{array.source - other.offset}"
+  return None
 
 
 # Submission
@@ -312,26 +351,46 @@ class SlurmExecutor(launchers.Executor):
       },
     )
 
-  def preview(self, count: int, parent: pathlib.Path, title: str, then_eval: bool) -> str:
-    """The commands and the first array's batch script for a new sweep; Slurm is not needed."""
+  def preview(
+    self,
+    sources: Sequence[Optional[int]],
+    parent: pathlib.Path,
+    title: str,
+    evaluated: Sequence[int] = (),
+  ) -> str:
+    """The commands and the first array's batch script for a new sweep; Slurm is not needed.
+
+    Args:
+      sources: For each wid, that of the run that it waits for, or None.
+      parent: Where the experiment will lie.
+      title: Of the experiment.
+      evaluated: The wids of the runs that evaluations follow.
+    """
     self._check_text()
     size = self.max_array_size() if shutil.which("scontrol") else DEFAULT_MAX_ARRAY_SIZE
-    first = _Array("run", 0, tuple(range(min(count, size))))
+    first = _first_array([wid for wid, source in enumerate(sources) if source is None], size)
     lines = [shlex.join(["sbatch", "--parsable", "--hold", *self._sargs])]
-    chunks = -(-count // size)
+    chunks = len({wid // size for wid, source in enumerate(sources) if source is None})
     lines.append(f"# {chunks} array{'s' * (chunks > 1)} of up to {size} tasks (MaxArraySize)")
-    if then_eval:
-      lines.append(f"# then {chunks} with --dependency=aftercorr:<id> for the evaluations")
+    waiting = [(source, wid // size) for wid, source in enumerate(sources) if source is not None]
+    if waiting:
+      lines.append(
+        f"# then {len(set(waiting))} with --dependency=afterok:<id>_<index> for the {len(waiting)} "
+        "runs that start from another"
+      )
+    if evaluated:
+      count = len({(sources[wid], wid // size) for wid in evaluated})
+      lines.append(f"# then {count} with --dependency=aftercorr:<id> for the evaluations")
     return "\n".join([*lines, "", self._script(first, None, parent, title)])
 
-  def test_only(self, count: int, parent: pathlib.Path, title: str) -> str:
-    """What `sbatch --test-only` says to the first array; nothing is submitted.
+  def test_only(self, wids: Sequence[int], parent: pathlib.Path, title: str) -> str:
+    """What `sbatch --test-only` says to the first array of these wids; nothing is submitted.
 
     Raises:
       SlurmError: Slurm would refuse it.
     """
     self.check()
-    array = _Array("run", 0, tuple(range(min(count, self.max_array_size()))))
+    array = _first_array(wids, self.max_array_size())
     script = self._script(array, None, parent, title)
     done = _run("sbatch", "--test-only", *self._sargs, text=script)
     return (done.stderr.strip() + "\n" + done.stdout.strip()).strip()
@@ -361,8 +420,7 @@ class SlurmExecutor(launchers.Executor):
     self, experiments_dir: pathlib.Path, wids: Sequence[int], title: str
   ) -> Optional[str]:
     """Submits the first array, held; its id names the experiment."""
-    size = self.max_array_size()
-    array = _Array("run", 0, tuple(wid for wid in wids if wid < size))
+    array = _first_array(wids, self.max_array_size())
     script = self._script(array, None, experiments_dir, title)
     with launchers.STOPS.held():
       try:
@@ -373,8 +431,14 @@ class SlurmExecutor(launchers.Executor):
     return xid
 
   def reserved(self) -> dict[str, Any]:
-    """See `Executor`: the wids below this number are in the first array."""
-    return {} if self._reserved is None else {"first_array": len(self._reserved[1].wids)}
+    """See `Executor`: the wids below this number are in the first array, or the index of each."""
+    if self._reserved is None:
+      return {}
+    array = self._reserved[1]
+    count = len(array.wids)
+    if array.wids == tuple(range(count)):
+      return {"first_array": count}
+    return {"first_array": {str(wid): wid - array.offset for wid in array.wids}}
 
   def give_up(self, experiment: Optional[launchers.Experiment]) -> None:
     """Cancels the array that `reserve` submitted."""
@@ -399,15 +463,16 @@ class SlurmExecutor(launchers.Executor):
     assert experiment is not None
     names = {(job.kind, job.wid): job.name for job in jobs}
     ids: dict[str, str] = {}
-    submitted: dict[tuple[str, int], str] = {}
+    submitted: dict[_Array, str] = {}
     failed: Optional[SlurmError] = None
     try:
       arrays = _arrays(jobs, self.max_array_size())
       (experiment.path / "logs").mkdir(exist_ok=True)
       for array in arrays:
         with launchers.STOPS.held():
-          xid = self._submit_array(array, submitted, experiment)
-          submitted[(array.kind, array.offset)] = xid
+          dependency = _dependency(array, submitted)
+          xid = self._submit_array(array, dependency, experiment)
+          submitted[array] = xid
           tasks = {names[(array.kind, w)]: f"{xid}_{w - array.offset}" for w in array.wids}
           ids.update(tasks)
           experiment.note_submission(self, tasks)
@@ -430,9 +495,7 @@ class SlurmExecutor(launchers.Executor):
     if failed is not None:
       missing = ranges(sorted({job.wid for job in jobs if job.name not in ids}))
       done = ", ".join(
-        f"{a.kind} {ranges(a.wids)} as {submitted[(a.kind, a.offset)]}"
-        for a in arrays
-        if (a.kind, a.offset) in submitted
+        f"{array.kind} {ranges(array.wids)} as {xid}" for array, xid in submitted.items()
       )
       message = f"{failed} Submitted: {done or 'nothing'}."
       message += f" Not submitted: wid {missing}." if missing else ""
@@ -445,7 +508,7 @@ class SlurmExecutor(launchers.Executor):
   def _submit_array(
     self,
     array: _Array,
-    submitted: Mapping[tuple[str, int], str],
+    dependency: Optional[str],
     experiment: launchers.Experiment,
   ) -> str:
     """Submits an array, held, where `reserve` has not done so; returns its id."""
@@ -453,9 +516,8 @@ class SlurmExecutor(launchers.Executor):
       xid, _, script = self._reserved
     else:
       more = []
-      if array.after:
-        after = submitted[("run", array.offset)]
-        more = [f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"]
+      if dependency is not None:
+        more = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
       script = self._script(array, experiment.path, experiment.path.parent, experiment.title)
       xid = self._sbatch(script, more)
     runs.atomic_write(experiment.path / "sbatch" / f"{xid}.sh", script, sync=False)
@@ -514,7 +576,8 @@ class SlurmExecutor(launchers.Executor):
     """See `Executor`; the jobs that Slurm still has, and may run, are among them."""
     found = dict(super().queued(jobs))
     view = View(self._view.ids)
-    wanted = {job.name: view.ids[job.name] for job in jobs if job.name in view.ids}
+    by_name = {job.name: job for job in jobs}
+    wanted = {name: view.ids[name] for name in by_name if name in view.ids}
     notes: list[str] = []
     if wanted:
       view.ask_squeue(list(wanted.values()), notes)
@@ -522,8 +585,11 @@ class SlurmExecutor(launchers.Executor):
       raise launchers.LaunchError(f"Which jobs are still queued is not known: {note}")
     for name, task in wanted.items():
       state, reason = view.answers.get(task, ("", ""))
-      if state in _ACTIVE and reason != "DependencyNeverSatisfied":
-        found[name] = f"Slurm's task {task}, which is {state}"
+      if state not in _ACTIVE or reason == "DependencyNeverSatisfied":
+        continue
+      if reason == "Dependency" and launchers.is_stuck(by_name[name], self._view.judged):
+        continue  # Slurm has yet to notice that it can never start.
+      found[name] = f"Slurm's task {task}, which is {state}"
     return found
 
   def cancel(self, jobs: Sequence[launchers.Job], ids: Mapping[str, str]) -> dict[str, str]:
@@ -693,17 +759,36 @@ class View:
     record = {"state": "PENDING", **job.folder.read_state()}
     if record["state"] in _FINAL:
       return record
+    if job.kind == "run":
+      return launchers.with_reason(job, self._judged_run(job, record), self._judged_run)
     if job.after is not None and record["state"] == "PENDING":
       first = self.judged(job.after)
       if first["state"] in ("FAILED", "CANCELLED", "TIMEOUT", "LOST"):
         reason = f"not started: {job.after.name} is {first['state']}"
         return {**record, "state": "CANCELLED", "reason": reason}
+    return self._judged_alone(job, record)
+
+  def _judged_alone(self, job: launchers.Job, record: dict[str, Any]) -> dict[str, Any]:
+    if record["state"] in _FINAL:
+      return record
     task = self.ids.get(job.name)
     if task is None and record["state"] == "RUNNING":  # Started elsewhere than on Slurm.
       return launchers.observe(job.folder)
     if task is None:
       return {**record, "reason": "not submitted: rerun does that"}
     return judge(record, self.answers.get(task), self.misses.get(task, 0), self._age(job, record))
+
+  def _judged_run(
+    self, job: launchers.Job, record: Optional[dict[str, Any]] = None
+  ) -> dict[str, Any]:
+    """`judged` of a run, whatever it waits for."""
+    record = record or {"state": "PENDING", **job.folder.read_state()}
+    found = self._judged_alone(job, record)
+    gone = found["state"] in ("CANCELLED", "LOST") and record["state"] == "PENDING"
+    if job.after is None or not gone:
+      return found
+    # Slurm cancels what waits for a task that failed, and forgets it.
+    return {**record, "reason": "Slurm has given its task up: rerun submits it"}
 
   def _age(self, job: launchers.Job, record: Mapping[str, Any]) -> float:
     """Seconds since the job was last heard of; infinite if its supervisor was here and is gone."""
@@ -886,7 +971,7 @@ def run_task(folder: pathlib.Path, kind: str, offset: int, early: Sequence[int] 
     time.sleep(1.0)
   argv = [*_workers(job), *job.argv]
   # Evaluations and latent optimisations have no checkpoints.
-  saves = kind == "run" and experiment.record["task"] == "train"
+  saves = kind == "run" and experiment.saves(job.wid)
   requeues = _Requeues(job.folder, _max_requeues(experiment), f"{array}_{index}", saves)
   # srun makes a SIGKILL of a SIGTERM, and hands SIGUSR2 on; trainers take both alike.
   instead: dict[int, int] = {}

@@ -200,7 +200,8 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   """Raises for a work unit that cannot be trained: unknown names, missing data, wrong sizes.
 
-  A warm start is tried here already, before the run has a directory.
+  A warm start is tried here already, before the run has a directory; from a run of the same sweep
+  when that one is done.
 
   Raises:
     ValueError, TypeError, RuntimeError: The message lists what is known.
@@ -222,7 +223,7 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
       data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
   codec = build(config.model_config)
-  if options.warm_start:
+  if options.warm_start and hyper.source_of(unit) is None:
     _warm_start(codec, unit, config)
 
 

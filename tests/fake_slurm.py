@@ -12,6 +12,7 @@ lies in $FAKE_SLURM as files. Faults are files there, too:
     forgotten, scontrol-fails                   scontrol show job knows no job, or nothing at all
     requeue-delay                               a requeued task stays PENDING
     nothing-starts                              released arrays stay PENDING
+    never-satisfied-late                        what waits for a failed task stays PENDING
     signal-at-sbatch-N, signal-at-release       the launcher gets the signal that the file names,
                                                 after the Nth sbatch, or before the release
 """
@@ -78,7 +79,8 @@ class Array:
     try:
       return json.loads((self.path / f"task-{index}.json").read_text())
     except FileNotFoundError:
-      return {"state": "PENDING", "reason": "JobHeldUser" if self.is_held() else "Priority"}
+      waits = "Dependency" if "dependency" in self.job() else "Priority"
+      return {"state": "PENDING", "reason": "JobHeldUser" if self.is_held() else waits}
 
   def write(self, index, **facts):
     temporary = self.path / f".task-{index}-{os.getpid()}"
@@ -162,7 +164,8 @@ def _serve(argv):
   job = array.job()
   _, _, limit = job["array"].partition("%")
   at_once = min(int(limit or 4), 4)
-  after = Array(job["dependency"].split(":")[1]) if "dependency" in job else None
+  how, _, first_task = job.get("dependency", "").partition(":")  # aftercorr:7, or afterok:7_0
+  after = Array(first_task.split("_")[0]) if first_task else None
   running = {}
   deadline = time.monotonic() + 300
   while time.monotonic() < deadline:
@@ -189,8 +192,9 @@ def _serve(argv):
         if task["reason"] == "BeginTime" and _is_faulty("requeue-delay"):
           continue
         if after is not None:
-          first = after.read(index)["state"]
-          if first in ENDED and first != "COMPLETED":
+          index_there = int(first_task.split("_")[1]) if how == "afterok" else index
+          first = after.read(index_there)["state"]
+          if first in ENDED and first != "COMPLETED" and not _is_faulty("never-satisfied-late"):
             array.write(index, state="CANCELLED", reason="DependencyNeverSatisfied")
           if first != "COMPLETED":
             continue

@@ -28,7 +28,7 @@ ENTRY_POINTS = ("train", "eval", "itinf", "vbq_eval", "compress", "pillow_eval")
 def _modules():
   for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/**/*.py")):
     relative = path.relative_to(ROOT)
-    if relative.parts[0] in ("common", *FAMILIES) or len(relative.parts) == 1:
+    if relative.parts[0] in ("common", "sweeps", *FAMILIES) or len(relative.parts) == 1:
       name = ".".join(relative.with_suffix("").parts)
       yield name.removesuffix(".__init__"), path
 
@@ -43,7 +43,8 @@ def _imports(path):
       assert node.level == 0, f"{path}: relative imports hide the rooms"
       found.add(node.module)
       found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  ours = {"common", "configs", "launch", "launch_eval", "ntc", "slurm_template", "tests", *FAMILIES}
+  ours = {"common", "configs", "launch", "launch_eval", "ntc", "slurm_template", "sweeps", "tests"}
+  ours |= set(FAMILIES)
   return {name for name in found if name.split(".")[0] in ours}
 
 
@@ -86,6 +87,14 @@ def test_families_keep_to_themselves_and_to_their_rooms(family):
     for i in imported:
       assert not i.startswith(others), f"{name} imports {i}: families never import one another"
       assert i in allowed, f"{name} imports {i}"
+
+
+def test_sweeps_import_configs_alone():
+  allowed = {"common", "common.hyper", "sweeps", *FAMILIES}
+  for name in ALL:
+    if name.split(".")[0] == "sweeps":
+      for i in ALL[name] - allowed:
+        assert i.split(".")[1:2] == ["configs"] or i.startswith("sweeps."), f"{name} imports {i}"
 
 
 def test_site_settings_import_nothing_of_the_project():

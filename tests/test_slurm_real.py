@@ -23,6 +23,7 @@ from common import datasets, launchers, results, runs
 from tests.conftest import ROOT, tiny_arguments
 from tests.test_launch import command, project  # noqa: F401
 from tests.test_slurm import listens, status, submit  # noqa: F401
+from tests.test_sweeps import check_order, submit_sweep, sweep  # noqa: F401
 from tests.test_training import _assert_same_weights, _weights
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,47 @@ def test_failing_setting_is_rerun_alone_and_evaluations_follow(command, on_slurm
     for name in (".", "eval-sample")
   ]
   assert facts[0] < facts[1]
+
+
+def test_runs_start_after_what_they_start_from(command, on_slurm, sweep, listens, tmp_path):
+  """Of two families; the first is requeued once, which is no failure."""
+  argv = ["--config.mode=wait", f"--config.needs={tmp_path / 'go'}", "--then_eval=sample"]
+  xid = submit_sweep(command, sweep, *argv)
+  first = command.run(xid, 0)
+  wait_for(lambda: running(command, xid, 0))
+  slurm_says("scancel", "--signal=USR2", "--batch", f"{xid}_0")
+  wait_for(lambda: first.read_state().get("requeues") == 1)
+  wait_for(lambda: is_waiting(xid, 0))
+  assert command("status", xid) == 0
+  assert command.out.count("waits for wid 0") == 3
+  assert "which is" not in command.out.replace("which is REQUEUED", "")
+  (tmp_path / "go").touch()
+  start_now(xid, 0)
+
+  def over():
+    assert command("status", xid) == 0
+    return "12 DONE" in command.out
+
+  wait_for(over)
+  assert first.read_state()["attempt"] == 2
+  assert check_order(command, xid) == 4
+
+
+def test_dependants_of_a_failed_run_are_rerun_with_it(command, on_slurm, sweep, tmp_path):
+  needed = tmp_path / "needed"
+  xid = submit_sweep(command, sweep, f"--config.needs={needed}", "--config.breaks=0")
+  wait_for(lambda: queue(xid)[0] == "FAILED")
+  shown = ["FAILED", *["PENDING"] * 4, "DONE"]
+  wait_for(lambda: status(command, xid) == shown)
+  assert command.out.count("waits for wid 0, which is FAILED") == 3
+  needed.touch()
+  assert command("rerun", xid) == 0, command.err + command.out
+  assert "Submitted 5 jobs to Slurm in 3 arrays" in command.out
+  wait_for(lambda: status(command, xid) == ["DONE"] * 6)
+  assert check_order(command, xid) == 4
+  ids = launchers.find_experiment(xid, command.experiments).submissions()
+  old = {task.split("_")[0] for task in ids[1]["ids"].values()}
+  wait_for(lambda: all(set(queue(array)) <= {"CANCELLED"} for array in old))  # By Slurm itself.
 
 
 def test_each_task_has_a_gpu_of_its_own(command, on_slurm, tmp_path):
