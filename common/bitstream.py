@@ -24,10 +24,10 @@ FORMAT_VERSION = 1
 FINGERPRINT_BYTES = 6
 MAX_SECTIONS = 16
 
-# Pictures beyond this are refused, when they are written and when they are read: about 11,500 x
-# 11,500. It bounds the memory that any file can ask for (docs/results.md, "Robustness");
+# Pictures beyond this are refused, when they are written and when they are read: 8,192 x 8,192.
+# It bounds the memory that any file can ask for (docs/results.md, "Robustness");
 # NTC_MAX_PIXELS sets another bound.
-MAX_PIXELS = int(os.environ.get("NTC_MAX_PIXELS") or 1 << 27)
+MAX_PIXELS = int(os.environ.get("NTC_MAX_PIXELS") or 1 << 26)
 
 _MAGIC = b"NTC"
 
