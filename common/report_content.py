@@ -211,7 +211,7 @@ def build(
     statuses=tuple(statuses),
     problems=(*loaded.left_out, *damaged),
     not_drawn=tuple(s for s in known if s not in drawn),
-    matrix=bd.matrix(_ranked(chosen, comparisons)[:MATRIX_CURVES]) if chosen else None,
+    matrix=bd.matrix(_compared(_ranked(chosen, comparisons))) if chosen else None,
     results_dir=pathlib.Path(results_dir),
   )
   return dataclasses.replace(report, costs=tuple(_costs(report)))
@@ -223,6 +223,11 @@ def _ranked(anchor: bd.Series, comparisons: Sequence[bd.Comparison]) -> list[bd.
   return [
     *(c.series for c in better), anchor, *(c.series for c in comparisons[len(better) :])
   ]  # fmt: skip
+
+
+def _compared(ranked: Sequence[bd.Series]) -> list[bd.Series]:
+  """The curves of the matrix: those of two points and more, the best ones where there are many."""
+  return [s for s in ranked if len(bd.front(s.curve)) > 1][:MATRIX_CURVES]
 
 
 def _costs(report: Report) -> list[report_cost.Cost]:

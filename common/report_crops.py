@@ -290,11 +290,16 @@ def _command(report: Report, candidate: _Candidate, dataset: str) -> str:
   if result.mode == "itinf":
     return f"python -m {run['family']}.itinf, again: its run {workdir} is not here"
   if result.mode == "vbq":
+    quantizer = result.config.get("quantizer") or {}
+    if quantizer.get("method") != "vbq":
+      return ""
     target = shlex.quote(str(folder / pathlib.PurePosixPath(name).with_suffix(".png")))
-    setting = hyper.safe_name(str(run["runname"])).rpartition("-")[2]
+    # Rates are counted from the fewest bytes: the greatest lambda.
+    settings = [m.config["quantizer"]["setting"] for m in report.members(candidate.series)]
+    rate = sorted(settings, reverse=True).index(quantizer["setting"])
     return (
-      f"./ntc.py compress {shlex.quote(name)} x.ntc --workdir {workdir} --rate RATE  "
-      f"(that of {setting}), then ./ntc.py decompress x.ntc {target} --workdir {workdir}"
+      f"./ntc.py compress {shlex.quote(name)} x.ntc --workdir {workdir} --rate {rate}; "
+      f"./ntc.py decompress x.ntc {target} --workdir {workdir}"
     )
   mode = "" if result.mode == "bitstream" else f" --mode={result.mode}"
   return (

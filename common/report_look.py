@@ -184,6 +184,7 @@ max-width:none;font-size:.9rem}
 .code{display:inline-block;flex:none;min-width:1.2em;margin-right:.35em;font-variant-numeric:tabular-nums}
 .legend .source{font-weight:600}
 .legend label{display:flex;gap:.4rem;align-items:center;cursor:pointer}
+.legend label>span{display:flex}
 .legend input{width:.8rem;height:.8rem;margin:0;accent-color:var(--grey)}
 .scroll{overflow-x:auto;margin:.75rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums;
@@ -197,6 +198,7 @@ td.n{white-space:nowrap}
 .name{min-width:13rem}
 .curve{display:flex;gap:.4rem}
 .curve .code{min-width:1.5em;margin:0}
+.curve svg{flex:none}
 .curve svg{margin-top:.22rem}
 small{display:block;color:var(--muted);font-size:.8rem}
 td.remark{min-width:12rem;color:var(--muted)}
@@ -239,22 +241,27 @@ border:1px solid var(--line);border-radius:1rem;cursor:pointer}
 grid-template-columns:repeat(auto-fill,minmax(min(12rem,45%),1fr))}
 .crops img{display:block;width:100%;height:auto;margin-bottom:.4rem}
 .crops figcaption{line-height:1.35;overflow-wrap:anywhere}
-.crops .curve{color:var(--ink);font-size:.875rem;gap:.35rem}
+.crops .curve{color:var(--ink);font-size:.8rem;gap:.3rem}
+.crops .curve>b:last-child{font-weight:500}
+.runs{font-size:.8rem}
+.runs th,.runs td{padding-right:.6rem}
 .plain{list-style:none;padding:0;max-width:none;font-size:.875rem}
 details{margin:.75rem 0}
 @media(max-width:40rem){
 .legend{flex-direction:column}
 .cards thead{position:absolute;clip-path:inset(50%)}
-.cards tr{display:block;padding:.7rem 0;border-bottom:1px solid var(--line)}
-.cards td{display:flex;justify-content:space-between;gap:1rem;padding:.1rem 0;border:0;
-text-align:right;white-space:normal;min-width:0}
+.cards tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.3rem .8rem;padding:.7rem 0;
+border-bottom:1px solid var(--line)}
+.cards td{padding:0;border:0;text-align:left;white-space:normal;min-width:0}
 .cards td:empty{display:none}
-.cards td::before{content:attr(data-of);color:var(--muted);text-align:left;flex:none}
-.cards td.name{display:block;text-align:left;font-weight:600;margin-bottom:.2rem}
+.cards td::before{content:attr(data-of);display:block;color:var(--muted);font-size:.7rem}
+.cards td.name{grid-column:1/-1;font-weight:600}
 .cards td.name small{font-weight:400}
 .cards td.name::before{content:none}
-.cards small{display:inline;margin-left:.5em}
-.cards .name small{display:block;margin:0}
+.cards td.remark{grid-column:1/-1}
+.cards td.remark::before{display:inline;margin-right:.6em}
+.cards .anchor{background:color-mix(in srgb,var(--line) 40%,transparent)}
+.cards .anchor td{background:none}
 .matrix tbody th span{width:auto}
 .matrix tbody th i{display:none}
 .runs td:first-child:not([colspan]){position:sticky;left:0;background:var(--paper);min-width:9rem;

@@ -120,11 +120,13 @@ def _matrix(report: "Report") -> str:
   more = (
     " Pale: less than half of the row’s curve. The letters and numbers are those of the legends."
   )
-  more += f" {count(left, 'curve')} with the worst BD-rates left out." if left else ""
+  more += (
+    f" {count(left, 'curve')} left out: of one point, or with the worst BD-rates." if left else ""
+  )
   return (
     "<section><h2>Every curve against every other</h2>"
-    '<div class="tabs"><input type="radio" name="delta" id="t-rate" checked>'
-    '<label for="t-rate">BD-rate, %</label><input type="radio" name="delta" id="t-psnr">'
+    '<div class="tabs"><input type="radio" name="delta" id="t-rate" checked/>'
+    '<label for="t-rate">BD-rate, %</label><input type="radio" name="delta" id="t-psnr"/>'
     '<label for="t-psnr">BD-PSNR, dB</label>'
     f'<div class="tab">{report_tables.matrix(report, of_rate=True)}'
     f'<p class="note">{note}PSNR in dB. Negative: fewer bits than the anchor.{more}</p></div>'
@@ -192,11 +194,14 @@ def _crops(report: "Report", crops: Optional["Crops"]) -> str:
   if crops.missing:
     items = "".join(
       f"<li><b>{escape(m.series.curve.label)}</b>: {escape(m.reason)}."
-      + (f"<br/><code>{escape(m.command)}</code>" if m.command else "")
+      + (f"<br><code>{escape(m.command)}</code>" if m.command else "")
       + "</li>"
       for m in crops.missing
     )
-    missing = f'<h3>Without a picture: {len(crops.missing)}</h3><ul class="plain">{items}</ul>'
+    missing = (
+      f"<details><summary>Curves without a picture here: {len(crops.missing)}</summary>"
+      f'<ul class="plain">{items}</ul></details>'
+    )
   return (
     f"<section><h2>{escape(crops.image)} at about {crops.target_bpp:.2f} bpp</h2>"
     f'<p class="note">{width}×{height} pixels at {left},{top}. {escape(crops.chosen)} Rate and '

@@ -285,9 +285,9 @@ def _finished(
   _add_legend(axes, series, known)
   axes.set_title(heading, loc="left", fontsize=12)
   svg, png = io.StringIO(), io.BytesIO()
-  box: dict[str, Any] = {
-    "bbox_inches": "tight", "pad_inches": 0.12, "facecolor": COLORS["paper"][0],
-  }  # fmt: skip
+  # Laid out once for both files: "tight" would do it for each.
+  whole = figure.get_tightbbox(figure.canvas.get_renderer()).padded(0.12)
+  box: dict[str, Any] = {"bbox_inches": whole, "facecolor": COLORS["paper"][0]}
   figure.savefig(svg, format="svg", metadata={"Date": None}, **box)
   figure.savefig(png, format="png", dpi=150, **box)
   return Plot(file, name, _inline(inline.getvalue(), file, about, tips), svg.getvalue(),
