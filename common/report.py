@@ -33,7 +33,7 @@ from common.report_content import (
   records_csv,
   summary,
 )
-from common.report_look import keys
+from common.report_look import count, keys
 
 USAGE = """
 python -m common.report --dataset NAME [--runs 'train_xms/*'] [--anchor LABEL]
@@ -156,7 +156,7 @@ def run(argv: Sequence[str], say: Callable[[str], None] = print) -> pathlib.Path
   path = write(report, values.out or configs.REPORTS_DIR / hyper.safe_name(dataset), crops)
   say(summary(report))
   if crops is not None and crops.missing:
-    say(f"No decoded picture: {len(crops.missing)} curves; the page names the commands.")
+    say(f"No decoded picture: {count(len(crops.missing), 'curve')}; the page names the commands.")
   for lines in (
     [f"No results: {s.path} ({', '.join(t for t in (s.state, s.detail) if t)})"
      for s in report.without_results()],

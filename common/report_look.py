@@ -238,7 +238,7 @@ border:1px solid var(--line);border-radius:1rem;cursor:pointer}
 .tab{display:none}
 #t-rate:checked~.tab:nth-of-type(1),#t-psnr:checked~.tab:nth-of-type(2){display:block}
 .crops{display:grid;gap:1.2rem 1rem;margin-top:1rem;
-grid-template-columns:repeat(auto-fill,minmax(min(12rem,45%),1fr))}
+grid-template-columns:repeat(auto-fill,minmax(min(15rem,45%),1fr))}
 .crops img{display:block;width:100%;height:auto;margin-bottom:.4rem}
 .crops figcaption{line-height:1.35;overflow-wrap:anywhere}
 .crops .curve{color:var(--ink);font-size:.8rem;gap:.3rem}
@@ -252,7 +252,7 @@ details{margin:.75rem 0}
 .cards thead{position:absolute;clip-path:inset(50%)}
 .cards tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.3rem .8rem;padding:.7rem 0;
 border-bottom:1px solid var(--line)}
-.cards td{padding:0;border:0;text-align:left;white-space:normal;min-width:0}
+.cards td{padding:0;border:0;text-align:left;white-space:normal;min-width:0;align-self:end}
 .cards td:empty{display:none}
 .cards td::before{content:attr(data-of);display:block;color:var(--muted);font-size:.7rem}
 .cards td.name{grid-column:1/-1;font-weight:600}

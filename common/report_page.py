@@ -25,7 +25,7 @@ left out of the mean.</li>
 −10 log₁₀(1 − v) of that mean.</li>
 <li><b>BD-rate</b>: the mean difference in rate at equal PSNR, over the PSNR that both curves reach,
 by PCHIP through the log rates (package bjontegaard). Negative: fewer bits than the anchor. BD-PSNR
-is the mean difference in PSNR at equal rate. “Of curve” is the share of the curve’s own PSNR range
+is the mean difference in PSNR at equal rate. “Of the curve” is the share of the curve’s own PSNR range
 that the comparison covers. Points that another point of the same curve beats in both rate and
 quality do not count.</li>
 <li><b>Seconds</b>: wall time on the machine that measured it, of one picture at a time, from
@@ -257,7 +257,7 @@ def _switches(series: Iterable[Series]) -> str:
   rules = []
   for key in keys(series).values():
     of = f"body:has(label.{key}"
-    seen = f"{of}:is(:hover,:has(:focus-visible)))"
+    seen = f"{of}:hover,label.{key} :focus-visible)"
     rules.append(
       f"{of} input:not(:checked)) g.{key}{{display:none}}"
       f"{seen} :is(.line,.dots,.end):not(.{key}){{opacity:.15}}"

@@ -1144,3 +1144,31 @@ def test_a_data_set_that_is_not_here_has_no_crops_and_the_page_says_so(tmp_path)
   write_curve(tmp_path / "results")
   text, _ = make(tmp_path)
   assert "<h2>A piece of a picture</h2><p>None: the " in text
+
+
+def test_the_style_sheet_nests_no_has(tmp_path):
+  """`:has()` within `:has()` is invalid: browsers drop the whole rule without a word."""
+  write_jpeg(tmp_path / "results")
+  write_several()
+  text, _ = make(tmp_path)
+  style = text[text.index("<style>") : text.index("</style>")]
+  assert style.count("{") == style.count("}")
+  starts = [m.end() for m in re.finditer(r":has\(", style)]
+  assert len(starts) > 8
+  for start in starts:
+    depth, end = 1, start
+    while depth:
+      depth += {"(": 1, ")": -1}.get(style[end], 0)
+      end += 1
+    assert ":has(" not in style[start:end]
+
+
+def test_every_own_curve_has_a_switch_in_its_family(tmp_path):
+  write_jpeg(tmp_path / "results")
+  write_curve(tmp_path / "results", 0.9)
+  text, _ = make(tmp_path)
+  for key, family in (("o1", "classical"), ("o2", "factorized")):
+    assert f'<label class="{key}"><input type="checkbox" checked/>' in text
+    assert f'<li class="source">{family}</li>' in text
+    assert f"label.{key} input:not(:checked)) g.{key}{{display:none}}" in text
+    assert f'class="{key} line"' in text and f'class="{key} dots"' in text
