@@ -19,7 +19,7 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image
 
-from common import bd, bitstream, classical, data, hyper, results
+from common import bd, bitstream, classical, data, datasets, hyper, results
 from common.report_content import Crop, Crops, NoCrop, Report, ReportError
 
 SIDE = 192
@@ -114,6 +114,8 @@ def make(report: Report, dataset: str, wanted: Wanted) -> Crops:
   if not chosen:
     return Crops(problem="no curve was measured here")
   name = _image_name(report, wanted.image)
+  if dataset.startswith(datasets.TFDS):
+    return Crops(problem="pictures of TensorFlow Datasets are not read here")
   try:
     sources = [s for s in data.resolve(dataset) if s.name == name]
     original = sources[0].load() if sources else None
@@ -122,10 +124,13 @@ def make(report: Report, dataset: str, wanted: Wanted) -> Crops:
   if original is None:
     return Crops(problem=f"the data set {dataset!r} has no picture {name} here")
   points = {s.curve.label: _points(report, s, name) for s in chosen}
-  target = wanted.bpp or common_rate([[r.record.bpp for r in p] for p in points.values()])
+  target = wanted.bpp or common_rate([[r.record.bpp for r in p] for p in points.values() if p])
   found: list[_Picture] = []
   missing: list[NoCrop] = []
   for s in chosen:
+    if not points[s.curve.label]:  # The pictures' hash is of pixels: names may differ.
+      missing.append(NoCrop(s, f"its results have no picture called {name}"))
+      continue
     nearest = min(points[s.curve.label], key=lambda c: abs(math.log(c.record.bpp / target)))
     got = _decoded(report, nearest, original, dataset)
     if isinstance(got, NoCrop):

@@ -25,8 +25,8 @@ left out of the mean.</li>
 −10 log₁₀(1 − v) of that mean.</li>
 <li><b>BD-rate</b>: the mean difference in rate at equal PSNR, over the PSNR that both curves reach,
 by PCHIP through the log rates (package bjontegaard). Negative: fewer bits than the anchor. BD-PSNR
-is the mean difference in PSNR at equal rate. “Of the curve” is the share of the curve’s own PSNR range
-that the comparison covers. Points that another point of the same curve beats in both rate and
+is the mean difference in PSNR at equal rate. “Of the curve” is the share of the curve’s own PSNR
+range that the comparison covers. Points that another point of the same curve beats in both rate and
 quality do not count.</li>
 <li><b>Seconds</b>: wall time on the machine that measured it, of one picture at a time, from
 the file to the pixels; compare within one machine only.</li>

@@ -1131,6 +1131,22 @@ def test_wrong_pieces_name_the_fix(tmp_path, gallery, crop, bpp, words):
     crops_of(tmp_path, gallery, crop, bpp)
 
 
+def test_results_that_call_the_pictures_otherwise_are_listed(tmp_path, gallery):
+  found = measured(gallery, darker)
+  records = tuple(dataclasses.replace(r, image=f"x{r.image}") for r in found.records)
+  results.write(tmp_path / "results", dataclasses.replace(found, records=records))
+  _, crops = crops_of(tmp_path, gallery)
+  assert [m.reason for m in crops.missing] == ["its results have no picture called a.png"]
+  assert len(crops.crops) == 1
+
+
+def test_pictures_of_tensorflow_datasets_are_not_loaded():
+  entries = tuple(series(curve(BPP, PSNR, "factorized-1001")))
+  loaded = report_data.Loaded((result(dataset="tfds-x"),), ())
+  built = report_content.Report("tfds-x", "", loaded, entries, None, (), (), ())
+  assert "not read here" in report_crops.make(built, "tfds:x", report_crops.Wanted()).problem
+
+
 def test_crops_of_chosen_curves_only(tmp_path, gallery):
   results.write(tmp_path / "results", measured(gallery, darker))
   _, crops = crops_of(tmp_path, gallery, curves=["JPEG"])
