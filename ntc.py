@@ -276,10 +276,17 @@ class _Decoders:
   ) -> None:
     run, _ = opened
     _check_family(stream, name, run.read_work_unit().family, str(run.path))
+    from common.codec import NotPreparedError  # Lazy: it imports TensorFlow.
+
     for step, codec in self._rest:
-      self._loaded[codec.fingerprint] = codec
-      self._tried.append(f"step {step} is {codec.fingerprint.hex()}")
-      if codec.fingerprint == stream.fingerprint:
+      try:
+        fingerprint = codec.fingerprint
+      except NotPreparedError:  # A VAE's checkpoint that no quantizer was made for.
+        self._tried.append(f"step {step} cannot code yet")
+        continue
+      self._loaded[fingerprint] = codec
+      self._tried.append(f"step {step} is {fingerprint.hex()}")
+      if fingerprint == stream.fingerprint:
         if len(self._tried) > 1:
           print(f"Note: {name} was written by step {step} of {run.path}.", file=sys.stderr)
         return
@@ -371,7 +378,9 @@ def _compress(argv: list[str]) -> int:
   parser.add_argument("--noverify", action="store_true", help="do not decode what was made")
   parser.add_argument(
     "--rate", type=int, metavar="N",
-    help="for a model of several rates: 0 (fewest bytes) and up; default the model's own",
+    help="for a model of several rates: 0 (fewest bytes) and up; default the model's own. A VAE "
+    "quantized by VBQ has 0 to 15, lambda = 2^(7-N), default 8; `info` of an exported model lists "
+    "its rates",
   )  # fmt: skip
   args = parser.parse_intermixed_args(argv)
   _check_model_flags(args, needed=True)
@@ -585,6 +594,7 @@ def _facts_of_model(path: pathlib.Path) -> list[tuple[str, Any]]:
     ("step", model["step"]),
     *((key, model["training"].get(key)) for key in artefacts.TRAINING_FACTS),
     ("bytes", len(artefact.data)),
+    *_rates_of(artefact),
   ]
   for group in ("weights", "coding"):
     shapes = artefact.shapes(group)
@@ -594,6 +604,20 @@ def _facts_of_model(path: pathlib.Path) -> list[tuple[str, Any]]:
   lines.append(("versions", ", ".join(f"{k} {v}" for k, v in model["versions"].items())))
   lines += [("config", f"{key}={value}") for key, value in _flat(model["model_config"])]
   return lines
+
+
+def _rates_of(artefact: artefacts.Artefact) -> list[tuple[str, Any]]:
+  """Of a quantized VAE (factorized/vbq.py): what each --rate stands for."""
+  shapes = artefact.shapes("coding")
+  if artefact.family != "factorized" or not {"method", "settings"} <= shapes.keys():
+    return []
+  coding = artefact.arrays("coding")
+  settings = [float(x) for x in coding["settings"].ravel()]
+  if coding["method"].tolist() == [0] and all(0 < x < math.inf for x in settings):  # VBQ.
+    named = "lambda " + ", ".join(f"2^{math.log2(x):g}" for x in settings)
+  else:
+    named = "levels " + ", ".join(f"{x:g}" for x in settings)
+  return [("rates", f"{len(settings)}, --rate 0 to {len(settings) - 1}: {named}")]
 
 
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

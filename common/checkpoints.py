@@ -148,6 +148,38 @@ class Checkpoints:
         + (_differences(state, prefix, partial) or str(e).split("\n", 1)[0])
       ) from None
 
+  def restore_fitting(self, state: tf.train.Checkpoint, step: int) -> list[str]:
+    """Restores the variables of `state` that were saved under their name with their shape.
+
+    Returns:
+      The names of the others, which stay as they are.
+
+    Raises:
+      CheckpointError: The checkpoint is damaged.
+      MisfitError: There is no such variable.
+    """
+    wrong = self.verify(step)
+    if wrong is not None:
+      raise CheckpointError(f"Checkpoint {self.path(step)}: {wrong}.")
+    reader = tf.train.load_checkpoint(str(self.path(step) / _PREFIX))
+    saved = reader.get_variable_to_shape_map()
+    own = _variables(state)
+    fitting = {n: v for n, v in own.items() if saved.get(n) == v.shape.as_list()}
+    if not fitting:
+      raise MisfitError(
+        f"Checkpoint {self.path(step)} has none of the {len(own)} variables of this model: none "
+        "has the name and the shape of one here."
+      )
+    for name, variable in fitting.items():
+      variable.assign(reader.get_tensor(name))
+    return [n.removesuffix(_VALUE) for n in own if n not in fitting]
+
+  def drop_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps, so that this one is the newest."""
+    for later in self.steps():
+      if later > step:
+        shutil.rmtree(self.path(later))
+
   def mark_best(self, step: int, loss: float) -> None:
     """Records that this step's checkpoint is the best so far; it is never dropped."""
     runs.write_json(self.folder / "best.json", {"step": step, "loss": loss})
@@ -208,7 +240,7 @@ def find(path: runs.PathLike, wid: Optional[int] = None) -> tuple[Checkpoints, i
 def _differences(state: tf.train.Checkpoint, prefix: str, partial: bool) -> str:
   """How many of the state's variables were saved otherwise, and the first of them; "" for none."""
   saved = {name: list(shape) for name, shape in tf.train.list_variables(prefix)}
-  own = _shapes(state)
+  own = {name: variable.shape.as_list() for name, variable in _variables(state).items()}
   different = [
     f"{name.removesuffix(_VALUE)} is {shape} here, {saved.get(name, 'missing')} there"
     for name, shape in own.items()
@@ -221,10 +253,10 @@ def _differences(state: tf.train.Checkpoint, prefix: str, partial: bool) -> str:
   return f"{len(different)} of {len(own)} variables differ: {listed}."
 
 
-def _shapes(state: tf.train.Checkpoint) -> dict[str, list[int]]:
-  """The shapes of a state's variables by the names they are saved under: the shortest paths."""
+def _variables(state: tf.train.Checkpoint) -> dict[str, tf.Variable]:
+  """A state's variables by the names they are saved under: the shortest paths."""
   view = tf.train.TrackableView(state)
-  shapes: dict[str, list[int]] = {}
+  variables: dict[str, tf.Variable] = {}
   seen: dict[int, Any] = {id(state): state}  # Kept, so that no id is given twice.
   queue = collections.deque([("", state)])
   while queue:
@@ -234,9 +266,9 @@ def _shapes(state: tf.train.Checkpoint) -> dict[str, list[int]]:
         continue
       seen[id(child)] = child
       if isinstance(child, tf.Variable):
-        shapes[f"{path}{name}{_VALUE}"] = child.shape.as_list()
+        variables[f"{path}{name}{_VALUE}"] = child
       queue.append((f"{path}{name}/", child))
-  return shapes
+  return variables
 
 
 def _fingerprint(path: pathlib.Path) -> list[int]:

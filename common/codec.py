@@ -252,6 +252,17 @@ class TrainableCodec(Codec, tf.Module):
     `x`: [B, H, W, 3] float32 in 0..255, training crops.
     """
 
+  def prepare_untrained(self, image: np.ndarray) -> None:
+    """`prepare` for a profile of initial weights; what else coding needs is made from a picture.
+
+    `image`: uint8 [H, W, 3].
+    """
+    del image
+    self.prepare()
+
+  # Its run and checkpoint on a command line, for messages; `eval_lib.load_codec` sets it.
+  named_by = "--workdir RUN"
+
   @property
   def fingerprint(self) -> bytes:
     """Identifies what decodes this codec's files: synthesis weights and coding tables."""

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any, Optional, Union
@@ -68,6 +69,7 @@ def load_codec(
       )
     number = found
   ckpts.restore(train_lib.weights_only(codec), number)
+  codec.named_by = f"--workdir {shlex.quote(str(run.path))}" + (f" --step {number}" if step else "")
   saved = run.coding_dir(number) / "default.npz"
   if not with_coding or not saved.is_file():
     codec.prepare()
@@ -341,7 +343,7 @@ def untrained_codec(unit: hyper.WorkUnit, build: BuildCodec, image: np.ndarray) 
       f"The family's configs are in {unit.family}/configs/."
     ) from e
   codec.calibrate(rd.pad(rd.to_batch(image[:256, :256]), codec.downsample_factor))
-  codec.prepare()
+  codec.prepare_untrained(image[:256, :256])
   return codec
 
 

@@ -436,25 +436,28 @@ class Range(NamedTuple):
 
   kind: type
   minimum: float
-  exclusive: bool = False
+  exclusive: bool = False  # Whether the minimum itself is out of range.
+  below: float = math.inf
+  optional: bool = False  # Whether None is in range.
 
 
 def check_numbers(config: ml_collections.ConfigDict, ranges: Mapping[str, Range]) -> None:
-  """Raises ConfigError for a value that is no such number; keys that the config lacks are skipped.
-
-  A key whose value is None is skipped where the config declares it as a placeholder of its type.
-  """
-  for key, (kind, minimum, exclusive) in ranges.items():
+  """Raises ConfigError for a value that is no such number; keys the config lacks are skipped."""
+  for key, (kind, minimum, exclusive, below, optional) in ranges.items():
     try:
       value = get_value(config, key)
     except ConfigError:
       continue
+    if value is None and optional:
+      continue
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = is_number and math.isfinite(value) and (kind is float or value == int(value))
-    if not fits or value < minimum or (exclusive and value == minimum):
+    if not fits or not minimum <= value < below or (exclusive and value == minimum):
       name = {int: "a whole number", float: "a number"}[kind]
       bound = f"above {minimum:g}" if exclusive else f"of {minimum:g} or more"
-      raise ConfigError(f"{key} is {value!r}; it must be {name} {bound}.")
+      bound += f" and below {below:g}" if below < math.inf else ""
+      none = ", or None" if optional else ""
+      raise ConfigError(f"{key} is {value!r}; it must be {name} {bound}{none}.")
 
 
 # Config values that may be paths; a run is resumed from other folders than it was started in.

@@ -32,6 +32,10 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
   channels): 2.5% of a step with ELIC's analysis.
 - The gradient of a strided kernel is made of convolutions without strides (`_kernel_gradient`).
 - GDN is a matrix product and a hand-written gradient; the rest of it is bound by memory.
+
+Precision. Layers compute in the type of their input, or within `precision.computing_in` in 16 bits
+where that is float32, and return the type of their input. A `Sequential` keeps 16 bits from its
+first layer to its last but one. GDN and the sums of biases' gradients are float32.
 """
 
 import abc
@@ -41,6 +45,8 @@ from typing import Callable, Optional, Union
 
 import numpy as np
 import tensorflow as tf
+
+from common import precision
 
 KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]], np.ndarray]]
 Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
@@ -64,9 +70,10 @@ def _add_bias(x: tf.Tensor, bias: tf.Tensor):
   """tf.nn.bias_add, whose gradient stays apart from the kernel's (see the top of this file)."""
 
   def grad(dy: tf.Tensor):
-    return dy, tf.raw_ops.BiasAddGrad(out_backprop=tf.reshape(dy, [-1, bias.shape[0]]))
+    rows = precision.widened(tf.reshape(dy, [-1, bias.shape[0]]))  # A long sum.
+    return dy, tf.cast(tf.raw_ops.BiasAddGrad(out_backprop=rows), bias.dtype)
 
-  return tf.nn.bias_add(x, bias), grad
+  return tf.nn.bias_add(x, tf.cast(bias, x.dtype)), grad
 
 
 _ACTIVATIONS = {
@@ -238,7 +245,7 @@ class _Convolution(Layer, abc.ABC):
   def _finish(self, y: tf.Tensor) -> tf.Tensor:
     """Adds the bias and applies the activation."""
     if self.use_bias:
-      y = _add_bias(y, tf.cast(self.bias, y.dtype))
+      y = _add_bias(y, tf.convert_to_tensor(self.bias))
     return y if self.activation is None else self.activation(y)
 
   def elementwise(self, height: int, width: int) -> int:
@@ -299,10 +306,11 @@ class Conv2D(_Convolution):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,ceil(H/stride),ceil(W/stride),out_channels]."""
-    kernel = tf.cast(self.kernel, x.dtype)
+    low = precision.lowered(x)
+    kernel = tf.cast(self.kernel, low.dtype)
     if self.kernel_size == self.stride == 1:
-      return self._product(x, kernel[0, 0])
-    return self._finish(self._convolve(x, kernel))
+      return tf.cast(self._product(low, kernel[0, 0]), x.dtype)
+    return tf.cast(self._finish(self._convolve(low, kernel)), x.dtype)
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     height, width = x.shape[1], x.shape[2]
@@ -394,8 +402,9 @@ class Conv2DTranspose(_Convolution):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,in_channels]. Returns [B,stride*H,stride*W,out_channels]."""
-    kernel = tf.transpose(tf.cast(self.kernel, x.dtype), [0, 1, 3, 2])
-    return self._finish(self._convolve(x, kernel))
+    low = precision.lowered(x)
+    kernel = tf.transpose(tf.cast(self.kernel, low.dtype), [0, 1, 3, 2])
+    return tf.cast(self._finish(self._convolve(low, kernel)), x.dtype)
 
   def _run(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     batch, height, width, _ = _shape(x)
@@ -610,13 +619,14 @@ class GDN(Layer):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,channels]. Returns the same shape."""
+    wide = precision.widened(x)
     y = _normalize(
-      tf.reshape(x, [-1, self.in_channels]),
-      tf.cast(self.beta, x.dtype),
-      tf.cast(self.gamma, x.dtype),
+      tf.reshape(wide, [-1, self.in_channels]),
+      tf.cast(self.beta, wide.dtype),
+      tf.cast(self.gamma, wide.dtype),
       self.inverse,
     )
-    return tf.reshape(y, tf.shape(x))
+    return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
 
   def macs(self, height: int, width: int) -> int:
     """Channels^2 for each position."""
@@ -697,10 +707,17 @@ class Sequential(Layer):
     return self.upsample
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
-    """x: [B,H,W,in_channels] float32. Returns [B,H',W',out_channels] float32."""
-    for layer in self.layers:
-      x = layer(x)
-    return x
+    """x: [B,H,W,in_channels] float32. Returns [B,H',W',out_channels] float32.
+
+    The last layer of a transform is never in 16 bits: latents and pixels need their integers.
+    """
+    y = precision.lowered(x)
+    for layer in self.layers[:-1]:
+      y = layer(y)
+    if x.dtype != tf.float32:  # Within a layer of another one.
+      return self.layers[-1](y)
+    with precision.computing_in(None):
+      return self.layers[-1](precision.widened(y))
 
   def macs(self, height: int, width: int) -> int:
     """The sum over the layers."""

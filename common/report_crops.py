@@ -31,6 +31,9 @@ BUDGET = 3_500_000
 # Rates that differ by less than this part are called equal.
 _NEAR = math.log(1.15)
 
+# A codec that took longer for the picture (seconds) codes it anew only if it is asked for by name.
+_PATIENCE = 5.0
+
 # A saved picture whose PSNR is off by more than this is not that of the results.
 _TOLERANCE_DB = 0.02
 
@@ -132,7 +135,7 @@ def make(report: Report, dataset: str, wanted: Wanted) -> Crops:
       missing.append(NoCrop(s, f"its results have no picture called {name}"))
       continue
     nearest = min(points[s.curve.label], key=lambda c: abs(math.log(c.record.bpp / target)))
-    got = _decoded(report, nearest, original, dataset)
+    got = _decoded(report, nearest, original, dataset, patient=bool(wanted.curves))
     if isinstance(got, NoCrop):
       missing.append(got)
     else:
@@ -213,10 +216,14 @@ def common_rate(curves: Sequence[Sequence[float]]) -> float:
 
 
 def _decoded(
-  report: Report, candidate: _Candidate, original: np.ndarray, dataset: str
+  report: Report, candidate: _Candidate, original: np.ndarray, dataset: str, patient: bool
 ) -> Union[_Picture, NoCrop]:
   """The decoded picture, or why there is none."""
   if candidate.result.run["family"] == classical.FAMILY:
+    seconds = candidate.record.seconds_encode or 0.0
+    if seconds > _PATIENCE and not patient:
+      reason = f"coding it anew takes about {seconds:.0f} s; --crop_curves with its name does it"
+      return NoCrop(candidate.series, reason)
     return _coded_anew(candidate, original)
   path = _saved(report, candidate)
   if path is None:

@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional, Union
 
-from common import hyper
+from common import hyper, train_options
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -288,6 +288,11 @@ class RunDir:
     return self.path / "metrics.jsonl"
 
   @property
+  def stopped_file(self) -> pathlib.Path:
+    """How a training with early stopping ended (common/early_stopping.py)."""
+    return self.path / "stopped.json"
+
+  @property
   def checkpoints_dir(self) -> pathlib.Path:
     """One folder a checkpoint."""
     return self.path / "checkpoints"
@@ -315,8 +320,9 @@ class RunDir:
     record = {"schema_version": SCHEMA_VERSION, "xid": xid, "work_unit": unit.to_json()}
     if self.work_unit_file.is_file():
       there = self.read_work_unit()
-      if there.config != unit.config or there.family != unit.family or there.task != unit.task:
-        changed = differences(there.config, unit.config)
+      recorded, given = (train_options.with_defaults(u.config) for u in (there, unit))
+      if recorded != given or there.family != unit.family or there.task != unit.task:
+        changed = differences(recorded, given)
         raise RunError(
           f"{self.path} holds another config (differs in: {', '.join(changed) or 'family, task'}). "
           f"Resume it as it is with --workdir={self.path}, or choose another --xid."

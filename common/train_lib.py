@@ -8,19 +8,33 @@ unbroken one.
 import contextlib
 import logging
 import math
-import pathlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
 from common import checkpoints as checkpoints_lib
-from common import data, hyper, metrics, quantizers, rd, runs, schedules, writers
+from common import (
+  data,
+  hyper,
+  metrics,
+  numerics,
+  precision,
+  quantizers,
+  runs,
+  schedules,
+  train_options,
+  validation,
+  writers,
+)
 from common import distribution as distribution_lib
+from common.averages import Averages
 from common.codec import BuildCodec, TrainableCodec
 from common.distribution import Distribution
+from common.early_stopping import EarlyStopping, Stopped
 from common.job import Job
 
 _LOG = logging.getLogger(__name__)
@@ -52,6 +66,8 @@ _RANGES = {
 }  # fmt: skip
 
 
+_OVERFLOW = "overflow"  # 1 for a step of float16 that was left out, see `common.precision`.
+
 # A checkpoint that the chief sees must be seen by the other workers after so many seconds.
 _CHECKPOINT_SECONDS = 120.0
 
@@ -65,9 +81,19 @@ class WorkerError(RuntimeError):
 
 
 class TrainState:
-  """What is checkpointed: the codec, its optimizers, the step."""
+  """What is checkpointed: the codec, its optimizers, the step; with options, what they need.
 
-  def __init__(self, codec: TrainableCodec):
+  Attributes:
+    averages: Of the trained weights, or None.
+    loss_scale: Of a training in float16, or None.
+  """
+
+  def __init__(
+    self,
+    codec: TrainableCodec,
+    ema_decay: Optional[float] = None,
+    precision_policy: Optional[str] = None,
+  ):
     """Makes the optimizers' variables too, so that a restore can be strict."""
     prior = {id(v) for v in codec.prior_variables}
     self.codec = codec
@@ -79,10 +105,23 @@ class TrainState:
     for optimizer, variables in zip(self.optimizers, self.groups):
       optimizer.build(variables)
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+    self.averages = Averages(codec.trainable_variables, ema_decay) if ema_decay else None
+    self.loss_scale = precision.LossScale() if precision_policy == "mixed_float16" else None
 
   def checkpoint(self) -> tf.train.Checkpoint:
-    """The whole state."""
-    return tf.train.Checkpoint(codec=self.codec, optimizers=self.optimizers, step=self.step)
+    """The whole state; to be saved and restored while `evaluated`."""
+    parts: dict[str, Any] = {}
+    if self.averages is not None:
+      parts["raw_weights"] = self.averages.values
+    if self.loss_scale is not None:
+      parts["loss_scale"] = self.loss_scale
+    return tf.train.Checkpoint(
+      codec=self.codec, optimizers=self.optimizers, step=self.step, **parts
+    )
+
+  def evaluated(self) -> contextlib.AbstractContextManager[None]:
+    """Within, the codec has the weights to evaluate: averages, where they are kept."""
+    return contextlib.nullcontext() if self.averages is None else self.averages.in_place()
 
 
 def weights_only(codec: TrainableCodec) -> tf.train.Checkpoint:
@@ -100,17 +139,11 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
   seed = int(config.train_eval_config.seed)
   clip_norm = float(config.optimizer_config.gradient_clip_norm)
   factors = [1.0, float(config.optimizer_config.prior_learning_rate_factor)]
+  policy = config.train_eval_config.get("precision_policy")
+  loss_scale = state.loss_scale
+  flat = [v for group in state.groups for v in group]
 
-  def replica_step(crops, step, rd_lambda):
-    crops, rows = distribution.share(crops)
-    x = tf.cast(crops, tf.float32)
-    with tf.GradientTape() as tape:
-      drawn = tf.stack([seed, step])
-      quantizer = make_quantizer(seed=drawn, rows=rows)
-      terms = state.codec.objective(x, rd_lambda, quantizer, seed=drawn)
-    flat = [v for group in state.groups for v in group]
-    gradients = distribution.mean(tape.gradient(terms.loss, flat))
-    gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
+  def apply(gradients):
     begin = 0
     for optimizer, variables in zip(state.optimizers, state.groups):
       optimizer.apply_gradients(
@@ -118,6 +151,26 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
         skip_gradients_aggregation=True,  # `mean` did that, before the norm was taken.
       )
       begin += len(variables)
+
+  def replica_step(crops, step, rd_lambda):
+    crops, rows = distribution.share(crops)
+    x = tf.cast(crops, tf.float32)
+    with tf.GradientTape() as tape:
+      drawn = tf.stack([seed, step])
+      quantizer = make_quantizer(seed=drawn, rows=rows)
+      with precision.computing_in(policy):
+        terms = state.codec.objective(x, rd_lambda, quantizer, seed=drawn)
+      loss = terms.loss if loss_scale is None else terms.loss * loss_scale.scale
+    gradients = tape.gradient(loss, flat)
+    if loss_scale is not None:
+      gradients = [g if g is None else g / loss_scale.scale for g in gradients]
+    gradients = distribution.mean(gradients)
+    is_finite = tf.constant(True) if loss_scale is None else precision.are_finite(gradients)
+    gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
+    if loss_scale is None:
+      apply(gradients)
+    else:
+      precision.apply_if(is_finite, apply, gradients)
     scalars = {
       "loss": terms.loss,
       "bpp": tf.reduce_mean(terms.bpp),
@@ -125,13 +178,21 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
       **(terms.parts or {}),
     }
     means = distribution.mean(list(scalars.values()))
-    return {**dict(zip(scalars, means)), "gradient_norm": norm}
+    return {**dict(zip(scalars, means)), "gradient_norm": norm}, is_finite
 
   @tf.function
   def train_step(crops, step, learning_rate, rd_lambda):
     for optimizer, factor in zip(state.optimizers, factors):
       optimizer.learning_rate.assign(learning_rate * factor)
-    return distribution.run(replica_step, crops, step, rd_lambda)
+    scalars, is_finite = distribution.run(replica_step, crops, step, rd_lambda)
+    if loss_scale is not None:
+      is_overflow = tf.logical_and(tf.logical_not(is_finite), loss_scale.scale > 1.0)
+      loss_scale.update(is_finite)
+      scalars["loss_scale"] = tf.identity(loss_scale.scale)
+      scalars[_OVERFLOW] = tf.cast(is_overflow, tf.float32)
+    if state.averages is not None:
+      state.averages.update(step)
+    return scalars
 
   return train_step
 
@@ -144,9 +205,10 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
   Raises:
     ValueError, TypeError, RuntimeError: The message lists what is known.
   """
-  config = hyper.to_config(unit.config)
+  config = _config_of(unit)
   options = config.train_eval_config
   hyper.check_numbers(config, _RANGES)
+  train_options.check(config)
   distribution_lib.check(config)
   name = config.model_config.quantizer
   if name not in quantizers.FOR_TRAINING:
@@ -155,9 +217,9 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
       f"Known: {', '.join(quantizers.FOR_TRAINING)}."
     )
   _train_sampler(config)
-  settings = _validation_data(config)
-  if settings is not None:
-    data.CropSampler(settings, 0, "val")
+  for settings in (validation.validation_settings(config), validation.test_settings(config)):
+    if settings is not None:
+      data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
   codec = build(config.model_config)
   if options.warm_start:
@@ -175,9 +237,12 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
     OSError: A checkpoint could not be written.
   """
   distribution = job.distribution or Distribution()
+  training: Optional[_Training] = None
   try:
-    with distribution.strategy.scope():
-      return _Training(job, build).run()
+    checks = bool(_config_of(job.unit).train_eval_config.check_numerics)
+    with numerics.checking(checks), distribution.strategy.scope():
+      training = _Training(job, build)
+      return training.run()
   except tf.errors.UnavailableError as e:
     if distribution.num_workers == 1:
       raise
@@ -185,48 +250,62 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
       "Another worker of this run is gone, see the log. A rerun goes on from the last checkpoint."
     ) from e
   except tf.errors.OpError as e:  # What the pipeline raises arrives wrapped in TensorFlow's error.
+    operation = numerics.first_operation(e.message)
+    if operation is not None:
+      step = max(0, training.end - 1) if training is not None else 0
+      raise DivergedError(
+        f"Step {step} is not finite: {operation}. The last checkpoint is from before it."
+      ) from None
     found = re.search(r"DataError: (.*)", e.message)
     if found is None:
       raise
     raise data.DataError(found.group(1)) from None
 
 
+def _config_of(unit: hyper.WorkUnit) -> Any:
+  return hyper.to_config(train_options.with_defaults(unit.config))
+
+
 class _Training:
-  """One run's training, from its last checkpoint to its end."""
+  """One run's training, from its last checkpoint to its end.
+
+  Attributes:
+    end: The steps that were begun; in the end the last one.
+  """
 
   def __init__(self, job: Job, build: BuildCodec):
-    config = job.config
-    self._job, self._options = job, config.train_eval_config
+    config = _config_of(job.unit)
+    self._job, self._config, self._options = job, config, config.train_eval_config
     self._distribution = job.distribution or Distribution()
     self._num_steps = int(self._options.num_steps)
     tf.keras.utils.set_random_seed(int(self._options.seed))
-    self._state = TrainState(build(config.model_config))
-    averages = [
-      v for v in self._state.codec.variables
-      if v.synchronization == tf.VariableSynchronization.ON_READ
-    ]  # fmt: skip
-    if averages and self._distribution.num_workers > 1:  # To save one takes all workers.
-      raise ValueError(
-        "This model keeps moving averages (batch normalisation), which train_eval_config.strategy="
-        "multi_worker does not serve: use mirrored."
-      )
+    self._state = TrainState(
+      build(config.model_config), self._options.ema_decay, self._options.precision_policy
+    )
+    _check_distribution(self._state.codec, self._distribution)
+    self._is_chief = self._distribution.is_chief
     max_to_keep = int(self._options.max_ckpts_to_keep)
     self._ckpts = checkpoints_lib.Checkpoints(job.run.checkpoints_dir, max_to_keep)
-    self._start = self._saved = self._restore_or_warm_start()
+    patience = self._options.early_stopping_patience
+    self._early = None if patience is None else EarlyStopping(job.run, self._ckpts, int(patience))
+    self._stopped: Optional[Stopped] = None
+    if self._early is not None and self._is_chief:
+      self._stopped = self._early.stopped()
+    self._start = self._saved = self.end = self._restore_or_warm_start()
     self._metrics: dict[str, float] = self._ckpts.facts(self._start) if self._start else {}
     sampler = _train_sampler(config)
-    if self._start == 0 and not self._options.warm_start:
-      crops = [sampler.batch(0)]
-      while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
-        crops.append(sampler.batch(len(crops)))
-      self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
+    if self._start == 0:
+      self._begin(sampler)
     self._batches = data.to_tf_dataset(
       sampler,
       self._start,
       self._num_steps - self._start,
       rows=self._distribution.worker_rows(sampler.config.batchsize),
     )
-    self._validation = _Validation(self._state.codec, config)
+    self._validation = self._evaluation(
+      validation.validation_settings(config), config.val_data_config.max_images
+    )
+    self._validations = 0
     self._learning_rate = schedules.learning_rate(config.optimizer_config, self._num_steps)
     model = config.model_config
     self._rd_lambda = schedules.rd_lambda(
@@ -236,7 +315,6 @@ class _Training:
       float(model.rd_lambda_warmup_below),
     )
     self._step = make_train_step(self._state, config, self._distribution)
-    self._is_chief = self._distribution.is_chief
     self._writer: Union[writers.MetricsWriter, writers.Silent] = (
       writers.MetricsWriter(job.run) if self._is_chief else writers.Silent()
     )
@@ -248,14 +326,18 @@ class _Training:
       progress = writers.Progress(
         self._num_steps, self._start, run=self._job.run, label=self._job.label
       )
+    detail = ""
     try:
       self._catch_up()
-      self._loop(progress)
+      if not self._stops_early():
+        self._loop(progress)
+      if self._is_chief:
+        detail = "; ".join(t for t in (self._restore_best(), *self._test()) if t)
     finally:
       progress.close()
       self._writer.close()
     if self._is_chief:
-      self._job.done(step=self._num_steps, num_steps=self._num_steps, detail=_text(self._metrics))
+      self._job.done(step=self.end, num_steps=self._num_steps, detail=detail)
     with contextlib.suppress(tf.errors.OpError):  # All is written, whoever is gone by now.
       self._distribution.sum_over_workers(0)
     return self._metrics
@@ -266,13 +348,30 @@ class _Training:
     if step >= 0:
       if own != step:
         self._wait_for_checkpoint(step)
-      self._ckpts.restore(self._state.checkpoint(), step)
+      with self._state.evaluated():
+        self._ckpts.restore(self._state.checkpoint(), step)
       _LOG.info("Resumed at step %d from %s.", step, self._ckpts.path(step))
       return step
     if self._options.warm_start:
-      source = _warm_start(self._state.codec, self._job.unit, self._job.config)
-      _LOG.info("Warm start from %s.", source)
+      _LOG.info("%s", _warm_start(self._state.codec, self._job.unit, self._config))
     return 0
+
+  def _begin(self, sampler: data.CropSampler) -> None:
+    """Before the first step: initial values that are fitted to data, and initial averages."""
+    if not self._options.warm_start:
+      crops = [sampler.batch(0)]
+      while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
+        crops.append(sampler.batch(len(crops)))
+      self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
+    if self._state.averages is not None:
+      self._state.averages.start()
+
+  def _evaluation(
+    self, settings: Optional[dict[str, Any]], max_images: Optional[int]
+  ) -> Optional[validation.Evaluation]:
+    if settings is None or not self._is_chief:
+      return None
+    return validation.Evaluation(self._state.codec, self._config, settings, max_images)
 
   def _wait_for_checkpoint(self, step: int) -> None:
     """A network file system may show a file later here than where the chief is."""
@@ -291,6 +390,7 @@ class _Training:
     for step, crops in enumerate(self._batches, start=self._start):
       done = step + 1
       at = {"learning_rate": self._learning_rate(step), "rd_lambda": self._rd_lambda(step)}
+      self.end = done
       pending.append((step, self._step(crops, np.int32(step), *map(np.float32, at.values()))))
       if step == self._start:
         _LOG.info("First step done %.1f s after the start of the program.", self._job.seconds())
@@ -301,10 +401,10 @@ class _Training:
       if self._distribution.num_workers > 1:  # All must stop after the same step.
         stops = done % ask_every == 0 and self._distribution.sum_over_workers(int(stops)) > 0
       if done % check_every == 0 or logs or saves or stops:
-        self._metrics = _checked(pending)
+        self._metrics = _checked(pending) or self._metrics
         pending.clear()
       progress.update(done, f"loss {self._metrics['loss']:.4f}" if self._metrics else "")
-      if logs:
+      if logs and self._metrics:
         rate = (done - clock_step) / max(time.monotonic() - clock, 1e-9)
         clock, clock_step = time.monotonic(), done
         psnr_db = metrics.psnr_of_mse(max(self._metrics["mse"], 1e-10))
@@ -315,6 +415,8 @@ class _Training:
       if evaluates:
         self._validate(done)
         clock, clock_step = time.monotonic(), done
+        if self._stops_early():
+          return
       if stops and done < self._num_steps:
         self._distribution.sum_over_workers(0)  # The chief has saved.
         self._job.interrupted(done)
@@ -325,6 +427,8 @@ class _Training:
   def _catch_up(self) -> None:
     """A kill between a checkpoint, its validation and the mark of the best must lose none."""
     start = self._start
+    if self._early is not None and self._is_chief:
+      self._early.resume(start)
     if self._is_chief and start and self._is_due(start, self._options.eval_every_steps):
       records = runs.read_jsonl(self._job.run.metrics_file)
       found = [r for r in records if r.get("split") == "val" and r.get("step") == start]
@@ -336,43 +440,103 @@ class _Training:
   def _save(self, step: int) -> None:
     if step != self._saved and self._is_chief:
       self._state.step.assign(step)
-      self._ckpts.save(self._state.checkpoint(), step, facts=dict(sorted(self._metrics.items())))
+      facts = dict(sorted(self._metrics.items()))
+      with self._state.evaluated():
+        self._ckpts.save(self._state.checkpoint(), step, facts=facts)
       self._saved = step
 
   def _validate(self, step: int) -> None:
-    if not self._is_chief:
+    if self._validation is None:
       return
-    values = self._validation.run(step, self._writer)
-    if not values:
-      return
+    with self._state.evaluated():
+      values, pictures = self._validation.run(int(self._options.num_images_to_log))
+    self._writer.scalars(step, values, split="val")
+    every = int(self._options.log_images_every_evals)
+    if len(pictures.original) and every and self._validations % every == 0:
+      self._writer.image_pairs(step, *pictures)
+    self._writer.flush()
+    self._validations += 1
     self._mark_if_best(step, values["loss"])
+    if self._early is not None:
+      self._early.note(step, values["loss"])
     _LOG.info("Step %d validation: %s", step, _text(values))
 
   def _mark_if_best(self, step: int, loss: float) -> None:
     best = self._ckpts.best()
-    if self._options.keep_best and (best is None or loss < best["loss"]):
+    if self._options.keep_best and math.isfinite(loss) and (best is None or loss < best["loss"]):
       self._ckpts.mark_best(step, loss)
 
+  def _stops_early(self) -> bool:
+    """Whether the training ends here: the chief's decision, which all workers follow."""
+    if self._early is None:
+      return False
+    decision = self._is_chief and (self._stopped is not None or self._early.is_exhausted())
+    return self._distribution.value_of_chief(int(decision)) > 0
 
-def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> pathlib.Path:
-  """Gives the codec the weights that `warm_start` names; returns their checkpoint's folder.
+  def _restore_best(self) -> str:
+    """With early stopping, ends the run with its best checkpoint. Returns the run's detail."""
+    if self._early is None:
+      return _text(self._metrics)
+    self._stopped = self._stopped or self._early.finish(self.end)
+    self.end = self._stopped.step
+    self._ckpts.restore(weights_only(self._state.codec), self._stopped.best_step)
+    self._metrics = self._ckpts.facts(self._stopped.best_step)
+    text = self._stopped.text(self._num_steps)
+    _LOG.info("Training %s.", text)
+    return text
+
+  def _test(self) -> Iterator[str]:
+    """Measures the final weights on the test data, once; gives what to say, if there are any."""
+    evaluation = self._evaluation(
+      validation.test_settings(self._config), self._config.test_data_config.max_images
+    )
+    if evaluation is None:
+      return
+    step = self.end if self._stopped is None else self._stopped.best_step
+    records = runs.read_jsonl(self._job.run.metrics_file)
+    found = [r for r in records if r.get("split") == "test" and r.get("step") == step]
+    if found:  # By an attempt that was killed before the end mark.
+      values = {k: v for k, v in found[-1].items() if k not in ("split", "step", "time")}
+    else:
+      # What was restored is averaged already.
+      with self._state.evaluated() if self._stopped is None else contextlib.nullcontext():
+        values, _ = evaluation.run()
+      self._writer.scalars(step, values, split="test")
+    _LOG.info("Test on %s: %s", self._config.test_data_config.dataset, _text(values))
+    yield f"test: {_text(values)}"
+
+
+def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> str:
+  """Gives the codec the weights that `warm_start` names; returns what to say about it.
 
   Raises:
     checkpoints.CheckpointError: There are none, or they are another model's.
   """
-  given = config.train_eval_config.warm_start_wid
-  found, step = checkpoints_lib.find(
-    config.train_eval_config.warm_start, unit.wid if given is None else int(given)
-  )
+  options = config.train_eval_config
+  given = options.warm_start_wid
+  found, step = checkpoints_lib.find(options.warm_start, unit.wid if given is None else int(given))
+  said = f"Warm start from {found.path(step)}."
   try:
-    found.restore(weights_only(codec), step)
+    if not options.warm_start_partial:
+      found.restore(weights_only(codec), step)
+      return said
+    left = found.restore_fitting(weights_only(codec), step)
   except checkpoints_lib.MisfitError as e:
     record = runs.RunDir(found.folder.parent).work_unit_file
     raise checkpoints_lib.MisfitError(
       f"train_eval_config.warm_start: {e} Start with a config whose model_config is that of the "
       f"run (recorded in {record}), or name a run of this model."
     ) from None
-  return found.path(step)
+  return f"{said} At their initial values stay: {', '.join(left) or 'none'}."
+
+
+def _check_distribution(codec: TrainableCodec, distribution: Distribution) -> None:
+  averages = [v for v in codec.variables if v.synchronization == tf.VariableSynchronization.ON_READ]
+  if averages and distribution.num_workers > 1:  # To save one takes all workers.
+    raise ValueError(
+      "This model keeps moving averages (batch normalisation), which train_eval_config.strategy="
+      "multi_worker does not serve: use mirrored."
+    )
 
 
 def _train_sampler(config: Any) -> data.CropSampler:
@@ -380,94 +544,24 @@ def _train_sampler(config: Any) -> data.CropSampler:
 
 
 def _checked(pending: list[tuple[int, dict[str, tf.Tensor]]]) -> dict[str, float]:
-  """The newest step's scalars; raises if any step since the last check was not finite."""
+  """The newest step's scalars; raises if any step since the last check was not finite.
+
+  Steps that mixed precision left out do not count.
+  """
   values: dict[str, float] = {}
   for step, scalars in pending:
-    values = {k: float(v) for k, v in scalars.items()}
+    found = {k: float(v) for k, v in scalars.items()}
+    if found.pop(_OVERFLOW, 0.0):
+      scale = found["loss_scale"]
+      _LOG.info("Step %d is left out: float16 overflows. The loss scale is now %g.", step, scale)
+      continue
+    values = found
     if not all(math.isfinite(v) for v in values.values()):
       raise DivergedError(
         f"Step {step} is not finite: {_text(values)}. The last checkpoint is from before it. "
         "Try a lower optimizer_config.learning_rate or gradient_clip_norm, and look at the data."
       )
   return values
-
-
-def _validation_data(config: Any) -> Optional[dict[str, Any]]:
-  """The pipeline settings of the validation crops, or None where the config asks for none.
-
-  They come from `val_data_config.dataset`, or from what `train_data_config.val_split` holds back.
-  """
-  settings = dict(config.val_data_config)
-  if settings["dataset"] is not None:
-    return settings
-  train_data = config.train_data_config
-  if train_data.val_split is None:
-    return None
-  return {
-    **settings,
-    "dataset": train_data.dataset,
-    "val_split": train_data.val_split,
-    "val_split_seed": train_data.get("val_split_seed", 0),
-    "max_images": train_data.max_images,  # Before the split, as in training.
-  }
-
-
-class _Validation:
-  """Mean rate and distortion over fixed crops; nothing where no data are configured."""
-
-  def __init__(self, codec: TrainableCodec, config: Any):
-    self._codec, self._config = codec, config
-    self._count = 0
-    settings = _validation_data(config)
-    self._dataset: Optional[tf.data.Dataset] = None
-    if settings is not None:
-      self._dataset = data.make_val_dataset(settings)
-      if config.val_data_config.max_images is not None:
-        batches = -(-config.val_data_config.max_images // config.val_data_config.batchsize)
-        self._dataset = self._dataset.take(batches)
-    name = quantizers.for_validation(config.model_config.quantizer)
-    quantizer = quantizers.make_quantizer(name)(seed=(0, 0))
-
-    @tf.function
-    def terms(crops):
-      rd_lambda = float(config.model_config.rd_lambda)
-      return codec.objective(tf.cast(crops, tf.float32), rd_lambda, quantizer)
-
-    self._terms = terms
-
-  def run(
-    self, step: int, writer: Union[writers.MetricsWriter, writers.Silent]
-  ) -> dict[str, float]:
-    if self._dataset is None:
-      return {}
-    options = self._config.train_eval_config
-    self._codec.prepare()
-    bpp: list[float] = []
-    mse: list[float] = []
-    losses: list[float] = []  # One a crop, as the others.
-    pictures: Optional[tuple[np.ndarray, np.ndarray]] = None
-    for crops in self._dataset:
-      terms = self._terms(crops)
-      bpp += terms.bpp.numpy().tolist()
-      mse += terms.mse.numpy().tolist()
-      losses += [float(terms.loss)] * len(crops)
-      if pictures is None:
-        n = int(options.num_images_to_log)
-        decoded = np.stack([rd.to_image(x) for x in terms.x_hat.numpy()[:n]]) if n else crops[:0]
-        pictures = (crops.numpy()[:n], np.asarray(decoded))
-    values = {
-      "loss": float(np.mean(losses)),
-      "bpp": float(np.mean(bpp)),
-      "mse": float(np.mean(mse)),
-      "psnr_db": float(np.mean([metrics.psnr_of_mse(max(m, 1e-10)) for m in mse])),
-    }
-    writer.scalars(step, values, split="val")
-    every = int(options.log_images_every_evals)
-    if pictures is not None and len(pictures[0]) and every and self._count % every == 0:
-      writer.image_pairs(step, *pictures)
-    writer.flush()
-    self._count += 1
-    return values
 
 
 def _text(values: dict[str, float]) -> str:

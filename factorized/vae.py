@@ -148,7 +148,7 @@ class GaussianVAE(TrainableCodec):
     if self._coder is None:
       raise NotPreparedError(
         "This model is a VAE: its files need a quantizer, made from calibration pictures. Make it: "
-        "python -m factorized.vbq_eval --workdir RUN --calibration DATASET --dataset DATASET"
+        f"python -m factorized.vbq_eval {self.named_by} --calibration DATASET --dataset DATASET"
       )
     return self._coder
 
@@ -186,6 +186,10 @@ class GaussianVAE(TrainableCodec):
     self._coder = coder
     self._rate = None
 
+  def prepare_untrained(self, image: np.ndarray) -> None:
+    """See `TrainableCodec.prepare_untrained`: with a VBQ quantizer of this picture."""
+    self.prepare(vbq.build_vbq(vbq.samples_of(self, [image])).arrays())
+
   def symbols(self, latents: Latents) -> np.ndarray:
     """The indices of the code points for the latents of a batch: int32 [B, h, w, C]."""
     return self.coder.quantize(*posterior(latents), self.rate_index)
@@ -207,7 +211,7 @@ class GaussianVAE(TrainableCodec):
     return self.pack_symbols(self.symbols(latents), self.rate_index, size)
 
   def pack_symbols(self, symbols: np.ndarray, rate: int, size: tuple[int, int]) -> bytes:
-    """A file of code points. Its section: number of the rate (varint), the range coder's bytes."""
+    """A file of code points. Its section: number of the rate (varint), the coded ranks."""
     return bitstream.write(
       bitstream.Bitstream(
         family=FAMILY,

@@ -1,4 +1,4 @@
-"""Quantizers of a trained VAE's latents, and their range coding.
+"""Quantizers of a trained VAE's latents, and their entropy coding.
 
 | method  | code points of a channel              | a latent (mean m, deviation s) becomes     |
 |---------|---------------------------------------|--------------------------------------------|
@@ -16,7 +16,13 @@ them).
 
 A table is one (rate, channel): the calibration's counts of the points, smoothed. Counts are what is
 kept and exported; probabilities are derived from them with nothing but sums, products and quotients
-in float64, so they are the same everywhere. The range coder is constriction's, at 24 bits.
+in float64, so they are the same everywhere.
+
+Files are coded by constriction's asymmetric numeral system (Duda 2013, arXiv 1311.2540), with 24
+bits a probability. What it costs over the code length, 3 to 4 bytes, is the state that it starts
+from; a range coder's divisions cost up to 9 bytes a Kodak picture. All points of a table that are
+rarer than 2^-20, most of the 2,047 at a small rate, are one symbol; which of them it was follows at
+the end. As symbols of their own each would take its 2^-24 from the others, 11 bytes a picture.
 """
 
 import concurrent.futures
@@ -32,7 +38,7 @@ import numpy as np
 from common import bitstream, entropy, rd
 from common.codec import Latents, TrainableCodec
 
-VERSION = 1  # Of what is built: other code points or counts, another version.
+VERSION = 2  # Of what is built and of how it codes: other points, counts or bytes, another one.
 METHODS = ("vbq", "uniform", "kmeans")
 MAX_BITS = 10  # N: the greatest depth; 2^(N+1) - 1 code points.
 LAMBDAS = tuple(2.0**k for k in range(7, -9, -1))  # Fewest bytes first.
@@ -42,6 +48,13 @@ MAX_SAMPLES = 1 << 16  # Of the calibration, a channel.
 _PSEUDO_COUNTS = 1.0  # What all points of a table share beside their counts.
 _CHUNK = 1 << 15  # Latents that are searched at once: they and their tables stay in the cache.
 _MAX_POINTS = 1 << 16
+_MAX_RATES = 256
+_MAX_COUNTS = 1 << 26  # Of all rates; 320 channels at 16 lambdas have 10 million.
+_PRECISION = 24  # Bits of the coder's probabilities.
+_RARE = 2.0**-20  # Points below it share a symbol.
+# Of the coder. From a smaller one, symbols at the beginning of their table could cost nothing, and
+# a file's length would not bound how many there are.
+_START = 1 << _PRECISION
 FLATTEN = 0.3  # Of a uniform density in what the code points are quantiles of.
 _ROUNDS = 7  # Of making VBQ's tables.
 _EARLY_STRIDE = 8
@@ -135,6 +148,7 @@ class Coder:
     flat = np.concatenate([c.ravel() for c in self._counts])
     found = np.flatnonzero(flat)
     return {
+      "version": np.array([VERSION], np.int32),
       "method": np.array([METHODS.index(self.method)], np.int32),
       "settings": self.settings.copy(),
       "shape": np.array([self.channels, *(c.shape[1] for c in self._counts)], np.int32),
@@ -150,6 +164,12 @@ class Coder:
     Raises:
       ValueError, KeyError: They are not such arrays.
     """
+    version = np.asarray(arrays.get("version", 1)).tolist()
+    if version != [VERSION]:
+      raise ValueError(
+        f"The quantizer is of version {version}, this code makes and reads {VERSION}: make it anew "
+        "with python -m factorized.vbq_eval."
+      )
     (number,) = arrays["method"]
     if not 0 <= number < len(METHODS):
       raise ValueError(f"Unknown quantizer number {number}: damaged, or made by newer code.")
@@ -157,6 +177,11 @@ class Coder:
     if shape.ndim != 1 or len(shape) < 2 or shape.min() < 1 or shape.max() >= _MAX_POINTS:
       raise ValueError("The shape of the quantizer's tables is damaged.")
     channels, sizes = int(shape[0]), [int(k) for k in shape[1:]]
+    if len(sizes) > _MAX_RATES or channels * sum(sizes) > _MAX_COUNTS:
+      raise ValueError(
+        f"Tables of {channels} channels and {sum(sizes)} points at {len(sizes)} rates are too "
+        f"large (at most {_MAX_RATES} rates, {_MAX_COUNTS} counts): damaged or hostile."
+      )
     ends = np.cumsum([channels * k for k in sizes])
     place, values = np.asarray(arrays["counts_place"]), np.asarray(arrays["counts"])
     points = np.asarray(arrays["points"], np.float32)
@@ -221,40 +246,101 @@ class Coder:
     return float(np.sum(lengths[np.arange(self.channels), symbols], dtype=np.float64))
 
   def encode(self, symbols: np.ndarray, rate: int) -> bytes:
-    """Range codes ranks [..., C], channel after channel; zeros of the last word are left out.
+    """Codes ranks [..., C], channel after channel, and then which rare points they are.
 
-    Only those: whole words of zeros are what the likeliest symbols cost, and `decode` expects them.
+    The bytes: little-endian words, without the zeros at the end of the last one.
     """
     tables, by_channel = self.tables(rate), _by_channel(symbols.astype(np.int32))
-    encoder = constriction.stream.queue.RangeEncoder()
-    for row, model in zip(by_channel, tables.models):
-      encoder.encode(row, model)
-    coded = encoder.get_compressed().astype("<u4").tobytes()
-    return coded[:-4] + coded[-4:].rstrip(b"\0")
+    coded = np.take_along_axis(tables.symbols, by_channel, axis=1)
+    coder = constriction.stream.stack.AnsCoder(np.array([_START], np.uint32))
+    # A stack: what goes in last comes out first.
+    for channel, rare in reversed(tables.rare.items()):
+      ranks = by_channel[channel][coded[channel] == tables.common[channel].size - 1]
+      if len(ranks):
+        places = np.searchsorted(rare.ranks, ranks).astype(np.int32)
+        coder.encode_reverse(places, rare.table.model)
+    for row, table in zip(coded[::-1], reversed(tables.common)):
+      coder.encode_reverse(row, table.model)
+    words = coder.get_compressed().astype("<u4").tobytes()
+    return words[:-4] + words[-4:].rstrip(b"\0")
 
   def decode(self, data: bytes, shape: tuple[int, ...], rate: int) -> np.ndarray:
     """The inverse of `encode`: int32 of `shape` [..., C].
 
     Raises:
-      bitstream.BitstreamError: The bytes do not decode, or are too few for the shape.
+      bitstream.BitstreamError: The bytes are not what `encode` makes, or too few for the shape.
     """
     tables = self.tables(rate)
     count = int(np.prod(shape[:-1], dtype=np.int64))
     entropy.check_room(data, count * shape[-1], count * tables.fewest_bits)
     words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
-    out = np.empty([shape[-1], count], np.int32)
+    coded = np.empty([shape[-1], count], np.int32)
     try:
-      for row, model in zip(out, tables.models):
-        row[:] = decoder.decode(model, count)
-    except AssertionError as e:
-      raise bitstream.BitstreamError(f"The range decoder fails ({e}): damaged.") from e
+      coder = constriction.stream.stack.AnsCoder(words)
+      for row, table in zip(coded, tables.common):
+        row[:] = coder.decode(table.model, count)
+      out = np.take_along_axis(tables.ranks, coded, axis=1)
+      for channel, rare in tables.rare.items():
+        (found,) = np.nonzero(coded[channel] == tables.common[channel].size - 1)
+        if len(found):
+          out[channel, found] = rare.ranks[coder.decode(rare.table.model, len(found))]
+    except (AssertionError, ValueError) as e:
+      raise bitstream.BitstreamError(f"The entropy decoder fails ({e}): damaged.") from e
     symbols = np.ascontiguousarray(out.T).reshape(shape)
-    if (
-      self.encode(symbols, rate) != data
-    ):  # Milliseconds, and nothing can be hidden behind the end.
+    # Milliseconds, and nothing can be hidden below the state that coding starts from.
+    if self.encode(symbols, rate) != data:
       raise bitstream.BitstreamError("The section is not what its symbols are coded as: damaged.")
     return symbols
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """The coder's of one channel.
+
+  Attributes:
+    shares: int64 [n], at least 1, in 2^-24: the probabilities of its symbols.
+  """
+
+  shares: np.ndarray
+
+  @classmethod
+  def of(cls, probabilities: np.ndarray) -> "_Table":
+    """The nearest shares, their sum put right at the largest, where that costs the least."""
+    total = 1 << _PRECISION
+    shares = np.maximum(np.rint(probabilities * total), 1).astype(np.int64)
+    while (excess := int(shares.sum()) - total) != 0:
+      largest = np.argmax(shares)
+      shares[largest] -= min(excess, shares[largest] // 2)
+    return cls(shares)
+
+  @property
+  def size(self) -> int:
+    """How many symbols there are."""
+    return len(self.shares)
+
+  @functools.cached_property
+  def model(self) -> Any:
+    """Of constriction, which gives each symbol 1 and divides the rest: exactly these shares."""
+    rest = (self.shares - 1).astype(np.float64)
+    return constriction.stream.model.Categorical(rest, perfect=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rare:
+  """One channel's points that are coded in two steps.
+
+  Attributes:
+    ranks: int32 [n], increasing.
+    probabilities: float64 [n].
+  """
+
+  ranks: np.ndarray
+  probabilities: np.ndarray
+
+  @functools.cached_property
+  def table(self) -> _Table:
+    """Which of them it is, once it is known to be one of them."""
+    return _Table.of(self.probabilities / math.fsum(self.probabilities.tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,24 +349,60 @@ class _Tables:
 
   Attributes:
     lengths: [C, K] float32, bits of each point.
-    fewest_bits: Of one latent in each channel, at the least.
     probabilities: [C, K] float64.
   """
 
   lengths: np.ndarray
-  fewest_bits: float
   probabilities: np.ndarray
 
   @classmethod
   def of(cls, probabilities: np.ndarray) -> "_Tables":
-    lengths = (-np.log2(probabilities)).astype(np.float32)
-    return cls(lengths, float(np.maximum(lengths.min(axis=1), 0).sum()), probabilities)
+    return cls((-np.log2(probabilities)).astype(np.float32), probabilities)
 
   @functools.cached_property
-  def models(self) -> list[Any]:
-    """The range coder's, one a channel."""
-    make = constriction.stream.model.Categorical
-    return [make(row, perfect=False) for row in self.probabilities]
+  def is_rare(self) -> np.ndarray:
+    """bool [C, K]: which points share their channel's last symbol; at least 2 of it, or none."""
+    rare = self.probabilities < _RARE
+    number = rare.sum(axis=1, keepdims=True)
+    return rare & (number > 1) & (number < rare.shape[1])
+
+  @functools.cached_property
+  def symbols(self) -> np.ndarray:
+    """int32 [C, K]: what each rank is to the coder."""
+    before = np.cumsum(~self.is_rare, axis=1, dtype=np.int32)
+    return np.where(self.is_rare, before[:, -1:], before - 1)
+
+  @functools.cached_property
+  def ranks(self) -> np.ndarray:
+    """int32 [C, K]: what each symbol is, the inverse; the shared one any of its ranks."""
+    ranks = np.zeros(self.symbols.shape, np.int32)
+    every = np.broadcast_to(np.arange(ranks.shape[1], dtype=np.int32), ranks.shape)
+    np.put_along_axis(ranks, self.symbols, every, axis=1)
+    return ranks
+
+  @functools.cached_property
+  def common(self) -> list[_Table]:
+    """Of every channel: the points that are not rare, and then the symbol that the others share."""
+    made = []
+    for p, rare in zip(self.probabilities, self.is_rare):
+      shared = [math.fsum(p[rare].tolist())] if rare.any() else []  # The same on all machines.
+      made.append(_Table.of(np.append(p[~rare], shared)))
+    return made
+
+  @functools.cached_property
+  def rare(self) -> dict[int, _Rare]:
+    """By channel, where there are any."""
+    made = {}
+    for channel in np.flatnonzero(self.is_rare.any(axis=1)):
+      (ranks,) = np.nonzero(self.is_rare[channel])
+      made[int(channel)] = _Rare(ranks.astype(np.int32), self.probabilities[channel, ranks])
+    return made
+
+  @functools.cached_property
+  def fewest_bits(self) -> float:
+    """Of one latent in each channel, at the least."""
+    largest = np.array([table.shares.max() for table in self.common])
+    return float(np.sum(_PRECISION - np.log2(largest)))
 
 
 def _by_channel(x: np.ndarray) -> np.ndarray:

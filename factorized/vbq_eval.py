@@ -2,11 +2,13 @@
 
     python -m factorized.vbq_eval --workdir RUN --calibration cid22-train --dataset kodak
 
-Makes the quantizers of the newest checkpoint from the posteriors of the calibration's pictures,
-keeps them in the run (coding/step-.../), and measures each of them at all of its settings.
-`./ntc.py` and `python -m factorized.eval` use the VBQ quantizer that was made last.
+Makes the quantizers of a checkpoint from the posteriors of the calibration's pictures, keeps them
+in the run (coding/step-.../), and measures each of them at all of its settings. `./ntc.py` and
+`python -m factorized.eval` use the VBQ quantizer that was made first; with `--make_default` they
+use this calibration's from now on.
 """
 
+import dataclasses
 import hashlib
 import logging
 import pathlib
@@ -31,7 +33,7 @@ METHODS = ("vbq", "uniform", "kmeans")
 
 USAGE = """
 python -m factorized.vbq_eval --workdir RUN --calibration DATASET --dataset DATASET
-    [--methods vbq,uniform,kmeans] [--export FILE.npz]
+    [--methods vbq,uniform,kmeans] [--make_default] [--export FILE.npz]
 
 Quantizes a trained VAE (factorized/configs/bls2017_vae.py) at all rates, and measures its files.
 """
@@ -46,6 +48,7 @@ def evaluate(
   results_dir: runs.PathLike = configs.RESULTS_DIR,
   skip_existing: bool = True,
   export: Optional[runs.PathLike] = None,
+  make_default: bool = False,
 ) -> list[pathlib.Path]:
   """Makes a run's quantizers, measures them, and writes a results file a method and setting.
 
@@ -58,9 +61,14 @@ def evaluate(
     results_dir: Where results go.
     skip_existing: Whether results of the same pictures, weights and calibration stay as they are.
     export: An `.npz` for all measurements as arrays; then everything is measured anew.
+    make_default: Whether the run codes with this calibration's VBQ quantizer from now on, also
+      where it has one.
 
   Returns:
     The results files.
+
+  Raises:
+    results.ResultError: There are results of another run with this xid and wid.
   """
   from common import data, eval_lib
   from factorized import vae
@@ -76,50 +84,106 @@ def evaluate(
   if images.hash == known.hash:
     _LOG.warning("The tables are made from the pictures that are measured: the rates flatter.")
   quantizers = Quantizers(run, number, codec, known)
-  unit, facts = run.read_work_unit(), eval_lib.run_facts(run)
   paths, arrays = [], {}
   for method in methods:
     coder = quantizers.get(method)
     if method == "vbq":
-      quantizers.make_default()
+      quantizers.use_as_default(make_default)
     codec.prepare(coder.arrays())
-    headers = [
-      results.ResultFile(
-        run={
-          **facts,
-          "fingerprint": codec.fingerprint.hex(),
-          "runname": f"{unit.runname}-{method}-{_setting_name(coder, rate)}",
-          "curve": f"{method} wid={unit.wid}",
-        },
-        config={**unit.config, "quantizer": quantizers.describe(coder, rate)},
-        overrides=unit.overrides,
-        step=number,
-        dataset={"name": images.name, "images": [], "hash": images.hash},
-        mode="vbq",
-        records=(),
-      )
-      for rate in range(coder.num_rates)
-    ]
+    headers = _headers(run, number, codec, quantizers, images)
     there = [results.result_path(results_dir, images.name, "vbq", h.run, number) for h in headers]
     paths += there
-    if skip_existing and export is None and all(map(_is_done, there, headers)):
+    done = [_is_current(path, header) for path, header in zip(there, headers)]
+    if skip_existing and export is None and all(done):
       _LOG.info("%s: all results are there already (--skip_existing=false measures anew).", method)
       continue
     records, measured = _measure(codec, images, method, with_arrays=export is not None)
+    _write(results_dir, headers, records)
     arrays.update({f"{method}_{name}": value for name, value in measured.items()})
     arrays[f"{method}_settings"] = coder.settings
-    for rate, header in enumerate(headers):
-      of_rate = tuple(r[rate] for r in records)
-      header.dataset["images"] = [r.image for r in of_rate]
-      result = results.ResultFile(**{**vars(header), "records": of_rate})
-      results.write(results_dir, result)
-      _LOG.info("%s %s: %s", method, _setting_name(coder, rate), eval_lib.summary(result))
   if export is not None:
     from common import artefacts
 
     artefacts.write_arrays(export, {**arrays, "images": np.array(images.names)})
     _LOG.info("%s: %s", export, ", ".join(sorted(arrays)))
   return paths
+
+
+def _headers(
+  run: runs.RunDir,
+  step: int,
+  codec: "vae.GaussianVAE",
+  quantizers: "Quantizers",
+  images: "data.EvalImages",
+) -> list[results.ResultFile]:
+  """The results at every rate of the codec's quantizer, without records.
+
+  Method and calibration are in the name of the run and of the curve: other ones have files and
+  curves of their own.
+  """
+  from common import eval_lib
+
+  unit, coder = run.read_work_unit(), codec.coder
+  facts = {**eval_lib.run_facts(run), "fingerprint": codec.fingerprint.hex()}
+  calibrated = f"cal={quantizers.calibration}"
+  return [
+    results.ResultFile(
+      run={
+        **facts,
+        "runname": f"{unit.runname}-{calibrated}-{coder.method}-{_setting_name(coder, rate)}",
+        "curve": f"{coder.method} wid={unit.wid} {calibrated}",
+      },
+      config={**unit.config, "quantizer": quantizers.describe(coder, rate)},
+      overrides=unit.overrides,
+      step=step,
+      dataset={"name": images.name, "images": [], "hash": images.hash},
+      mode="vbq",
+      records=(),
+    )
+    for rate in range(coder.num_rates)
+  ]
+
+
+def _is_current(path: pathlib.Path, header: results.ResultFile) -> bool:
+  """Whether a results file is of this model, quantizer and these pictures.
+
+  Raises:
+    results.ResultError: It is another run's: two runs never share a file.
+  """
+  if not path.is_file():
+    return False
+  try:
+    there = results.read(path)
+  except results.ResultError as e:
+    _LOG.warning("%s; it is made anew.", e)
+    return False
+  if there.run.get("fingerprint") == header.run["fingerprint"] and there.config == header.config:
+    return there.dataset["hash"] == header.dataset["hash"]
+  if there.run.get("workdir") != header.run["workdir"]:
+    raise results.ResultError(
+      f"{path} holds results of another run with this xid and wid ({there.run.get('workdir')}). "
+      "Give --results_dir, or move that file away."
+    )
+  return False
+
+
+def _write(
+  results_dir: runs.PathLike,
+  headers: Sequence[results.ResultFile],
+  records: Sequence[Sequence[results.EvalRecord]],
+) -> None:
+  """The results files of all rates; `records` are of [pictures][rates]."""
+  from common import eval_lib
+
+  for rate, header in enumerate(headers):
+    of_rate = tuple(r[rate] for r in records)
+    result = dataclasses.replace(
+      header,
+      dataset={**header.dataset, "images": [r.image for r in of_rate]},
+      records=of_rate,
+    )
+    results.write(results_dir, result)
+    _LOG.info("%s: %s", result.run["runname"], eval_lib.summary(result))
 
 
 class Quantizers:
@@ -142,6 +206,11 @@ class Quantizers:
     self._key = key.hexdigest()[:12]
     self._samples: Optional[vbq.Samples] = None
 
+  @property
+  def calibration(self) -> str:
+    """The calibration's name, and a few digits of the hash of its pictures."""
+    return f"{self._images.name}-{self._images.hash[:6]}"
+
   def path(self, method: str) -> pathlib.Path:
     """Where a method's quantizer is kept."""
     return self._folder / f"{method}-{self._key}.npz"
@@ -159,20 +228,59 @@ class Quantizers:
         return coder
       except (artefacts.ArtefactError, ValueError, KeyError) as e:
         _LOG.warning("%s; it is made anew.", e)
+    began = time.monotonic()
+    coder = vbq.BUILDERS[method](self._posteriors())
+    artefacts.write_arrays(path, coder.arrays())
+    _LOG.info("Made %s in %.0f s", path, time.monotonic() - began)
+    return coder
+
+  def _posteriors(self) -> "vbq.Samples":
+    from factorized import vbq
+
     if self._samples is None:
       began = time.monotonic()
       self._samples = vbq.samples_of(self._codec, [image for _, image in self._images])
       shape = self._samples.mean.shape
       _LOG.info("%d posteriors in %d channels, %.0f s", *shape[::-1], time.monotonic() - began)
-    began = time.monotonic()
-    coder = vbq.BUILDERS[method](self._samples)
-    artefacts.write_arrays(path, coder.arrays())
-    _LOG.info("Made %s in %.0f s", path, time.monotonic() - began)
-    return coder
+    return self._samples
 
-  def make_default(self) -> None:
-    """From now on the run codes with this VBQ quantizer where nothing else is asked for."""
-    runs.atomic_write(self._folder / "default.npz", self.path("vbq").read_bytes())
+  def use_as_default(self, replace: bool) -> None:
+    """Lets the run code with this VBQ quantizer where nothing else is asked for.
+
+    Args:
+      replace: Whether to take the place of a sound one of another calibration; else that stays.
+    """
+    from common import artefacts
+    from factorized import vbq
+
+    default, own = self._folder / "default.npz", self.path("vbq")
+    there = None
+    if default.is_file():
+      try:
+        there = artefacts.read_arrays(default)
+        vbq.Coder.from_arrays(there)
+      except (artefacts.ArtefactError, ValueError, KeyError) as e:
+        _LOG.warning("%s: %s; it is made anew.", default, e)
+        there = None
+    if there is not None:
+      arrays = artefacts.read_arrays(own)
+      same = arrays.keys() == there.keys()
+      if same and all(np.array_equal(arrays[name], there[name]) for name in arrays):
+        return
+      if not replace:
+        _LOG.warning(
+          "Files and exports of this run still use its first quantizer (%s), not that of %s; "
+          "--make_default changes that.", default, self.calibration,
+        )  # fmt: skip
+        return
+    runs.atomic_write(default, own.read_bytes())
+    before = "" if there is None else (
+      " Files of the one before no longer decode with the run, only with a model exported before."
+    )  # fmt: skip
+    _LOG.info(
+      "Files and exports of this run use the quantizer of %s from now on.%s", self.calibration,
+      before,
+    )  # fmt: skip
 
   def describe(self, coder: "vbq.Coder", rate: int) -> dict[str, Any]:
     """For the results' config."""
@@ -294,6 +402,10 @@ def _define(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_list(
     "methods", list(METHODS), f"One or more of: {', '.join(METHODS)}.", flag_values=values
   )
+  absl_flags.DEFINE_bool(
+    "make_default", False, "Let ./ntc.py and factorized.eval use this calibration's VBQ quantizer "
+    "from now on, also where the run has one of another calibration.", flag_values=values,
+  )  # fmt: skip
   text("export", None, "Write all measurements as arrays to this .npz.", flag_values=values)
   text("step", None, "Of the checkpoint, or 'best'; default the newest.", flag_values=values)
   text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
@@ -314,6 +426,8 @@ def main(argv: Sequence[str]) -> int:
       raise flags.UsageError(
         f"--methods={','.join(values.methods)}: one or more of {', '.join(METHODS)}."
       )
+    if values.make_default and "vbq" not in values.methods:
+      raise flags.UsageError("--make_default needs vbq among --methods: files are coded with it.")
     if values.export is not None and not values.export.endswith(".npz"):
       raise flags.UsageError(f"--export={values.export}: its name must end in .npz.")
     run = runs.RunDir.open(values.workdir)
@@ -341,6 +455,7 @@ def main(argv: Sequence[str]) -> int:
         results_dir=values.results_dir,
         skip_existing=values.skip_existing,
         export=values.export,
+        make_default=values.make_default,
       )
     except KeyboardInterrupt:
       return 130

@@ -12,11 +12,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A: plain Python. B: tensors, no files. C: loops and files.
 ROOMS = {
   "A": "bd datasets fetch flags hyper launchers report_content report_cost report_data report_look "
-  "report_page report_plots report_tables results runs slurm supervise unpack venv",
-  "B": "bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg lpips "
-  "metrics profiling quantizers rd schedules transforms transforms_elic transforms_shallow",
-  "C": "artefacts checkpoints classical cli data dead_leaves eval_lib itinf_lib job "
-  "lpips_weights report report_crops train_lib writers",
+  "report_page report_plots report_tables results runs slurm supervise train_options unpack venv",
+  "B": "averages bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg "
+  "lpips metrics numerics precision profiling quantizers rd schedules transforms transforms_elic "
+  "transforms_shallow",
+  "C": "artefacts checkpoints classical cli data dead_leaves early_stopping eval_lib itinf_lib "
+  "job lpips_weights programs report report_crops train_lib validation writers",
 }
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}

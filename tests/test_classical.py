@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 import configs
-from common import bitstream, classical, codec, data, flags, metrics, results
+from common import bitstream, classical, codec, data, flags, metrics, programs, results
+from tests import fake_codecs
 
 
 def picture(height, width, seed=0):
@@ -47,9 +48,23 @@ def images(monkeypatch):
   return fake
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fake_programs(tmp_path_factory):
+  """BPG and VTM are on PATH, unless a test takes them away."""
+  with pytest.MonkeyPatch.context() as m:
+    found = fake_codecs.install(tmp_path_factory.mktemp("vtm"))
+    m.setenv("PATH", f"{found}{os.pathsep}{os.environ['PATH']}")
+    yield found
+
+
+def good(name):
+  """A high quality, but not the highest."""
+  return 75 * classical.CODECS[name].highest // 100
+
+
 @pytest.mark.parametrize("name", list(classical.CODECS))
 def test_every_codec_keeps_the_contract(name):
-  c = classical.make(name, 75)
+  c = classical.make(name, good(name))
   for method in codec.Codec.__abstractmethods__:
     assert callable(getattr(c, method))
   for size in ((1, 1), (7, 5), (17, 33), (64, 48)):
@@ -65,7 +80,9 @@ def test_every_codec_keeps_the_contract(name):
 @pytest.mark.parametrize("name", list(classical.CODECS))
 def test_higher_quality_costs_more_and_is_better(name):
   image = picture(128, 96)
-  files = [classical.make(name, q).compress(image) for q in (10, 50, 90)]
+  highest = classical.CODECS[name].highest
+  qualities = [q * highest // 100 for q in (10, 50, 90)]
+  files = [classical.make(name, q).compress(image) for q in qualities]
   psnr = [metrics.psnr_db(image, classical.make(name, 1).decompress(f)) for f in files]
   assert sorted(map(len, files)) == list(map(len, files))
   assert sorted(psnr) == psnr
@@ -73,7 +90,7 @@ def test_higher_quality_costs_more_and_is_better(name):
 
 @pytest.mark.parametrize("name", list(classical.CODECS))
 def test_files_that_are_not_whole_are_refused(name):
-  c = classical.make(name, 75)
+  c = classical.make(name, good(name))
   file = c.compress(picture(64, 64))
   for damaged in (b"", b"hello", file[: len(file) // 2], b"\0" * len(file)):
     with pytest.raises(bitstream.BitstreamError):
@@ -203,6 +220,51 @@ def test_a_codec_whose_library_is_missing_is_named_and_left_out(
   assert "Left out webp: this Pillow was built without libwebp" in capsys.readouterr().err
   with pytest.raises(classical.ClassicalError, match="No codec is left"):
     command(tmp_path, "--codec=webp")
+
+
+def test_programs_that_are_not_there_are_named_and_left_out(tmp_path, images, monkeypatch, capsys):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  assert len(command(tmp_path, "--codec=jpeg,bpg,vtm", "--qualities=50")) == 1
+  said = capsys.readouterr().err
+  assert "Left out bpg: the program bpgenc is not on PATH" in said
+  assert "Left out vtm: the program EncoderApp or EncoderAppStatic is not on PATH" in said
+
+
+def test_vtm_without_its_configuration_names_the_setting(fake_programs, monkeypatch, tmp_path):
+  monkeypatch.setenv("NTC_VTM_CONFIG", str(tmp_path / "none.cfg"))
+  assert "set NTC_VTM_CONFIG" in classical.missing("vtm")
+  monkeypatch.delenv("NTC_VTM_CONFIG")
+  assert classical.missing("vtm") is None
+
+
+def test_programs_are_measured_as_other_codecs_with_their_versions(tmp_path, images):
+  paths = command(tmp_path, "--codec=bpg,vtm", "--qualities=0,30,40")
+  found = [results.read(p) for p in paths]
+  assert {r.run["label"] for r in found} == {
+    "BPG 4:4:4 (bpgenc 0.9.8)", "VTM 4:4:4, intra (VTM 23.4)",
+  }  # fmt: skip
+  assert all(record.num_bytes and record.psnr_db for r in found for record in r.records)
+  with pytest.raises(classical.ClassicalError, match="bpg takes 0 to 51, not 52"):
+    classical.make("bpg", 52)
+
+
+def test_a_program_that_fails_says_its_last_words(monkeypatch, tmp_path):
+  failing = tmp_path / "bpgenc"
+  failing.write_text("#!/bin/sh\necho 'no memory' >&2\nexit 3\n")
+  failing.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+  with pytest.raises(classical.ClassicalError, match="bpgenc ended with 3: no memory"):
+    classical.make("bpg", 20).compress(picture(8, 8))
+
+
+def test_colours_for_vtm_are_rounded_and_come_back():
+  image = np.random.default_rng(0).integers(0, 256, [200, 300, 3]).astype(np.uint8)
+  difference = programs.to_rgb(programs.to_ycbcr(image)).astype(int) - image
+  assert np.max(np.abs(difference)) <= 2
+  assert np.all(np.abs(difference.mean((0, 1))) < 0.02)  # Truncation has half a level.
+  grey = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2)
+  np.testing.assert_array_equal(programs.to_ycbcr(grey)[:, 0, 0], np.arange(256))
+  assert np.all(programs.to_ycbcr(grey)[..., 1:] == 128)
 
 
 @pytest.mark.parametrize(

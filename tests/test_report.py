@@ -1131,6 +1131,17 @@ def test_wrong_pieces_name_the_fix(tmp_path, gallery, crop, bpp, words):
     crops_of(tmp_path, gallery, crop, bpp)
 
 
+def test_slow_codecs_code_anew_only_when_named(tmp_path, gallery):
+  for path in (tmp_path / "results").rglob("*.json"):
+    found = results.read(path)
+    records = tuple(dataclasses.replace(r, seconds_encode=300.0) for r in found.records)
+    results.write(tmp_path / "results", dataclasses.replace(found, records=records))
+  _, crops = crops_of(tmp_path, gallery)
+  assert "takes about 300 s" in crops.missing[0].reason and not crops.crops
+  _, crops = crops_of(tmp_path, gallery, curves=["jpeg"])
+  assert len(crops.crops) == 1
+
+
 def test_results_that_call_the_pictures_otherwise_are_listed(tmp_path, gallery):
   found = measured(gallery, darker)
   records = tuple(dataclasses.replace(r, image=f"x{r.image}") for r in found.records)
