@@ -1,8 +1,9 @@
 """Curves against one another: Bjontegaard deltas, and where a curve beats an anchor."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
 
 from common import results
@@ -120,24 +121,42 @@ def _delta(anchor: results.RDCurve, curve: results.RDCurve, metric: Metric, of_r
       remark=f"no common {metric.name if of_rate else 'rate'}: the curve has {c_low:.3g} to "
       f"{c_high:.3g}{unit}, the anchor {a_low:.3g} to {a_high:.3g}{unit}",
     )
-  bjontegaard = _bjontegaard()
-  function = bjontegaard.bd_rate if of_rate else bjontegaard.bd_psnr
-  (anchor_rate, anchor_quality), (rate, quality) = (zip(*points) for points in pairs)
-  value = function(
-    list(anchor_rate),
-    list(anchor_quality),
-    list(rate),
-    list(quality),
-    method="pchip",
-    require_matching_points=False,
-    min_overlap=0,
-  )
+  value = _value(tuple(pairs[0]), tuple(pairs[1]), of_rate)
   own_low, own_high = ranges[1]
   if of_rate:
     share = (high - low) / (own_high - own_low)
   else:
     share = math.log(high / low) / math.log(own_high / own_low)
-  return Delta(float(value), (low, high), share, "; ".join(_cautions(pairs, curve, share)))
+  return Delta(value, (low, high), share, "; ".join(_cautions(pairs, curve, share)))
+
+
+_Points = tuple[tuple[float, float], ...]
+
+
+def _value(anchor: _Points, curve: _Points, of_rate: bool) -> float:
+  """Per cent of rate, or dB. A pair is computed once: the other way round it is the inverse."""
+  if anchor <= curve:
+    return _computed(anchor, curve, of_rate)
+  value = _computed(curve, anchor, of_rate)
+  return 100 * (1 / (1 + value / 100) - 1) if of_rate else -value
+
+
+@functools.lru_cache(maxsize=20_000)
+def _computed(anchor: _Points, curve: _Points, of_rate: bool) -> float:
+  bjontegaard = _bjontegaard()
+  function = bjontegaard.bd_rate if of_rate else bjontegaard.bd_psnr
+  (anchor_rate, anchor_quality), (rate, quality) = (zip(*points) for points in (anchor, curve))
+  return float(
+    function(
+      list(anchor_rate),
+      list(anchor_quality),
+      list(rate),
+      list(quality),
+      method="pchip",
+      require_matching_points=False,
+      min_overlap=0,
+    )
+  )
 
 
 def _cautions(
@@ -305,6 +324,40 @@ def compare(anchor: Series, series: Iterable[Series]) -> list[Comparison]:
     for s in series
     if s.curve is not anchor.curve
   ]
+
+
+def by_rate(comparisons: Iterable[Comparison]) -> list[Comparison]:
+  """The best BD-rate first; those that were refused last, in their order."""
+  return sorted(
+    comparisons, key=lambda c: (c.rate.value is None, 0 if c.rate.value is None else c.rate.value)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """Every curve against every other.
+
+  Attributes:
+    series: The curves, for rows (tested) and columns (anchors) alike.
+    rates: BD-rates, a row for each curve; None on the diagonal.
+    psnrs: BD-PSNRs likewise.
+  """
+
+  series: tuple[Series, ...]
+  rates: tuple[tuple[Optional[Delta], ...], ...]
+  psnrs: tuple[tuple[Optional[Delta], ...], ...]
+
+
+def matrix(series: Sequence[Series]) -> Matrix:
+  """Every curve against every other, about 0.2 ms a pair."""
+
+  def table(delta: Callable[[results.RDCurve, results.RDCurve], Delta]) -> Any:
+    return tuple(
+      tuple(None if s is anchor else delta(anchor.curve, s.curve) for anchor in series)
+      for s in series
+    )
+
+  return Matrix(tuple(series), table(bd_rate), table(bd_psnr))
 
 
 def pick_anchor(series: Sequence[Series], wanted: Optional[str]) -> Series:

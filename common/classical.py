@@ -521,6 +521,7 @@ def evaluate(
         "runname": f"quality={quality}",
         **git,
         "workdir": None,
+        "device": runs.processor(),
         "label": f"{row.label} ({library} {version})",
       },
       config=_config(name, quality, jobs),

@@ -184,6 +184,7 @@ def run_facts(run: runs.RunDir) -> dict[str, Any]:
     "commit": started.get("commit"),
     "dirty": started.get("dirty"),
     "workdir": str(run.path),
+    "device": profiling.device_name(),
     "label": f"{unit.family} {name} {run.xid}",
     **({"curve": unit.part} if unit.part else {}),
   }

@@ -68,7 +68,8 @@ class ResultFile:
   """One run measured on one data set.
 
   Attributes:
-    run: family, xid, wid, runname, commit, dirty, workdir; `label` names the curve it lies on.
+    run: family, xid, wid, runname, commit, dirty, workdir; `label` names the curve it lies on,
+      `device` is what ran it.
       Where one run gives curves of its own (several rates, several methods), `curve` tells them
       apart, and each point has its own runname.
     config: The run's whole config (a classical codec's settings).
@@ -127,6 +128,16 @@ def result_path(
   runname = hyper.safe_name(str(run["runname"]))
   name = f"{run['family']}-{runname}-step={step}-xid={run['xid']}-wid={run['wid']}.json"
   return pathlib.Path(results_dir) / hyper.safe_name(dataset) / mode / name
+
+
+def pictures_dir(results_dir: runs.PathLike, result: ResultFile) -> pathlib.Path:
+  """Where a report looks for a run's decoded pictures: beside its results file, without `.json`.
+
+  Evaluation writes them there with `--save_dir`; a picture is called as in the data set, with
+  `.png`.
+  """
+  name = result.dataset["name"]
+  return result_path(results_dir, name, result.mode, result.run, result.step).with_suffix("")
 
 
 def as_dict(record: EvalRecord) -> dict[str, Any]:
@@ -360,6 +371,7 @@ class Publication:
     rate: One of PUBLISHED_RATES.
     reference: Commit and files of the source, where known.
     on_request: Whether it is drawn only if it is asked for.
+    decoder_flops_per_pixel: Of the model's synthesis transforms, where its source counts them.
   """
 
   title: str
@@ -369,6 +381,7 @@ class Publication:
   rate: str = "not stated"
   reference: str = ""
   on_request: bool = False
+  decoder_flops_per_pixel: Optional[float] = None
 
 
 def msssim_to_db(msssim: float) -> float:

@@ -528,6 +528,11 @@ def environment() -> dict[str, Any]:
   }
 
 
+def processor() -> str:
+  """The processor and how many of them there are, for records of times."""
+  return f"{_cpu_name()}, {os.cpu_count()} CPUs"
+
+
 def _cpu_name() -> str:
   with contextlib.suppress(OSError):
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():

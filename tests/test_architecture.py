@@ -11,13 +11,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A: plain Python. B: tensors, no files. C: loops and files.
 ROOMS = {
-  "A": "bd datasets fetch flags hyper launchers report report_page results runs slurm supervise "
-  "train_options unpack venv",
+  "A": "bd datasets fetch flags hyper launchers report_content report_cost report_data report_look "
+  "report_page report_plots report_tables results runs slurm supervise train_options unpack venv",
   "B": "averages bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg "
   "lpips metrics numerics precision profiling quantizers rd schedules tiling transforms "
   "transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves early_stopping eval_lib itinf_lib "
-  "job lpips_weights programs train_lib validation writers",
+  "job lpips_weights programs report report_crops train_lib validation writers",
 }
 ROOM_OF = {f"common.{m}": room for room, modules in ROOMS.items() for m in modules.split()}
 MAY_IMPORT = {"A": "A", "B": "AB", "C": "ABC"}
@@ -114,7 +114,7 @@ def test_the_command_for_pictures_names_no_family():
 
 def test_plain_python_starts_without_tensorflow():
   modules = [*sorted(n for n, room in ROOM_OF.items() if room == "A"), "launch", "launch_eval"]
-  modules += ["ntc", "common.artefacts"]
+  modules += ["ntc", "common.artefacts", "common.report"]
   code = f"import sys, {', '.join(modules)}; assert 'tensorflow' not in sys.modules"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

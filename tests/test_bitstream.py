@@ -13,8 +13,8 @@ STREAM = Bitstream("factorized", b"finger", 512, 768, (b"some bytes", b""), 0xDE
 @given(
   family=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=63),
   fingerprint=st.binary(min_size=6, max_size=6),
-  height=st.integers(1, 10_000),
-  width=st.integers(1, 10_000),
+  height=st.integers(1, 8_192),
+  width=st.integers(1, 8_192),
   sections=st.lists(st.binary(max_size=300), min_size=1, max_size=16),
   crc=st.integers(0, 2**32 - 1),
 )

@@ -651,10 +651,10 @@ def test_an_untrained_vae_is_profiled(init, capsys):
 
 
 def test_report_draws_the_curves(evaluated, odd_pictures):
-  from common import report
+  from common import report_content
 
   name = data.load_eval_images(str(odd_pictures)).name
-  made = report.build(name, evaluated / "results", published=["none"])
+  made = report_content.build(name, evaluated / "results", published=["none"])
   own = [s for s in made.series if not s.published]
   assert len({s.curve.label for s in own}) == 3
   assert sum(len(made.members(s)) for s in own) == 34
