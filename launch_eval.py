@@ -71,6 +71,11 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
   found = not_put_aside(values.workdirs)
+  if len(found) > 1 and any(a.lstrip("-").split("=")[0] == "save_dir" for a in args):
+    raise flags.UsageError(
+      f"--args: {len(found)} runs would write to one --save_dir. --save_pictures keeps each run's "
+      "pictures beside its results."
+    )
   jobs = make_jobs(found, dataset, args, project_dir, values.use_snapshot)
   if args and not values.use_snapshot:  # What older sources take, their jobs say.
     for family in dict.fromkeys(run.read_work_unit().family for run in found):

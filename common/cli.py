@@ -333,6 +333,10 @@ def _define_eval_flags(values: absl_flags.FlagValues) -> None:
   boolean("skip_existing", True, "Leave existing results of the same pictures.", flag_values=values)
   boolean("lpips", True, "Measure LPIPS too, where there are weights.", flag_values=values)
   text("save_dir", None, "Write decoded pictures and files here.", flag_values=values)
+  boolean(
+    "save_pictures", False, "Write decoded pictures and files beside the results, where reports "
+    "look for them.", flag_values=values,
+  )  # fmt: skip
   text("job_dir", None, "Where a launcher reads this job's state.", flag_values=values)
   boolean("check_args", False, "For launchers: read the command line only.", flag_values=values)
   boolean(
@@ -429,8 +433,10 @@ def _run_to_evaluate(family: str, values: absl_flags.FlagValues) -> runs.RunDir:
   if values.dataset is None:
     if not values.profile:
       raise flags.UsageError("--dataset is needed, or --profile; see --help.")
-    if values.save_dir is not None:
-      raise flags.UsageError("--save_dir needs --dataset: a profile writes no pictures.")
+    if values.save_dir is not None or values.save_pictures:
+      raise flags.UsageError("--save_dir and --save_pictures need --dataset: a profile writes none.")
+  if values.save_dir is not None and values.save_pictures:
+    raise flags.UsageError("--save_dir or --save_pictures, not both.")
   run = runs.RunDir.open(values.workdir)
   unit = run.read_work_unit()
   if unit.family != family or unit.task != "train":
@@ -459,6 +465,7 @@ def _evaluate(
       results_dir=values.results_dir,
       skip_existing=values.skip_existing,
       save_dir=values.save_dir,
+      save_pictures=values.save_pictures,
       job_dir=job_dir,
       profile=values.profile,
       profile_size=profile_size,

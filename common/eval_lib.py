@@ -7,7 +7,7 @@ import math
 import pathlib
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -199,6 +199,7 @@ def evaluate(
   results_dir: runs.PathLike = configs.RESULTS_DIR,
   skip_existing: bool = True,
   save_dir: Optional[runs.PathLike] = None,
+  save_pictures: bool = False,
   job_dir: Optional[runs.RunDir] = None,
   profile: bool = False,
   profile_size: Optional[tuple[int, int]] = None,
@@ -220,6 +221,8 @@ def evaluate(
     skip_existing: Whether an existing results file of the same pictures, model and config is left
       as it is, and an evaluation that ended early goes on; not if `save_dir` is given.
     save_dir: Where decoded pictures (PNG) and files go; None: nowhere.
+    save_pictures: Whether they go beside the results, where reports look for them
+      (`results.pictures_dir`). If all are there already, nothing is done anew.
     job_dir: Where a launcher looks for the state of this evaluation.
     profile: Whether to measure what the model costs, print that and put it into the results file,
       also into one that is left as it is otherwise. Without this, a results file that is made anew
@@ -245,7 +248,10 @@ def evaluate(
   unit = run.read_work_unit()
   path = results.result_path(results_dir, images.name, mode, facts, number)
   current = _current(path, facts, unit, images)
-  if current is not None and skip_existing and save_dir is None:
+  if save_pictures:
+    save_dir = path.with_suffix("")
+  are_saved = save_dir is None or (save_pictures and _are_saved(save_dir, images.names))
+  if current is not None and skip_existing and are_saved:
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
     result = current
   else:
@@ -440,6 +446,14 @@ def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return np.pad(image, [*lacking, (0, 0)], "symmetric")[: size[0], : size[1]]
 
 
+def _saved_as(folder: runs.PathLike, name: str, suffix: str) -> pathlib.Path:
+  return pathlib.Path(f"{pathlib.Path(folder) / pathlib.Path(name).with_suffix('')}{suffix}")
+
+
+def _are_saved(folder: runs.PathLike, names: Sequence[str]) -> bool:
+  return all(_saved_as(folder, name, ".png").is_file() for name in names)
+
+
 def save(
   folder: runs.PathLike,
   name: str,
@@ -450,11 +464,11 @@ def save(
   """Writes a decoded picture as PNG and its file under the image's name."""
   from PIL import Image
 
-  target = pathlib.Path(folder) / pathlib.Path(name).with_suffix("")
+  target = _saved_as(folder, name, ".png")
   target.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(decoded).save(f"{target}.png")
+  Image.fromarray(decoded).save(target)
   if data_bytes is not None:
-    runs.atomic_write(f"{target}{suffix}", data_bytes)
+    runs.atomic_write(_saved_as(folder, name, suffix), data_bytes)
 
 
 def summary(result: results.ResultFile) -> str:

@@ -354,6 +354,25 @@ def test_save_dir_and_skip_existing_false_measure_every_picture(
   assert [p.suffix for p in (tmp_path / "r").glob("*/*/*")] == [".json"]
 
 
+def test_save_pictures_puts_them_beside_the_results_and_does_nothing_twice(
+  trained_run, odd_pictures, tmp_path
+):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+  assert _evaluate(argv) == 0  # Without pictures.
+  assert _evaluate([*argv, "--save_pictures"]) == 0
+  (path,) = tmp_path.glob("*/bitstream/*.json")
+  folder = results.pictures_dir(tmp_path, results.read(path))
+  assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.ntc"))) == 5
+  before = path.stat().st_mtime_ns
+  assert _evaluate([*argv, "--save_pictures"]) == 0
+  assert path.stat().st_mtime_ns == before
+  next(folder.glob("*.png")).unlink()
+  assert _evaluate([*argv, "--save_pictures"]) == 0
+  assert len(list(folder.glob("*.png"))) == 5
+  assert _evaluate([*argv, "--save_pictures", "--save_dir", str(tmp_path / "s")]) == 2
+
+
 # --- --profile -----------------------------------------------------------------------------------
 
 _TINY = [
@@ -445,7 +464,7 @@ def test_profile_of_another_model_is_not_kept(pictures, tmp_path):
     (["--profile", "--workdir=x", "--profile_size=768"], "--profile_size=512x768"),
     (["--profile", "--workdir=x", "--profile_size=0x768"], "--profile_size=512x768"),
     (["--workdir=x", "--dataset=kodak", "--profile_size=4x4"], "goes with --profile"),
-    (["--profile", "--workdir=x", "--save_dir=y"], "--save_dir needs --dataset"),
+    (["--profile", "--workdir=x", "--save_dir=y"], "--save_dir and --save_pictures need --dataset"),
   ],
 )
 def test_mistakes_about_profiles_name_the_fix(capsys, argv, expected):

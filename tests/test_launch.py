@@ -837,8 +837,10 @@ def test_launch_eval_finds_what_is_relative_to_the_users_folder(
     path.write_bytes(png())
   monkeypatch.chdir(here)
   monkeypatch.setenv("HOME", str(tmp_path))
-  argv = [f"--workdirs={command.experiments}/x", f"--dataset={dataset}", f"--args={args}"]
-  code, _, err = evaluate(command, capsys, *argv)
+  rest = [f"--dataset={dataset}", f"--args={args}"]
+  code, _, err = evaluate(command, capsys, f"--workdirs={command.experiments}/x", *rest)
+  assert code == 2 and "--save_pictures keeps each run's" in err
+  code, _, err = evaluate(command, capsys, f"--workdirs={command.run('x', 0).path}", *rest)
   assert code == 0, err
   facts = json.loads(next(command.run("x", 0).path.glob("eval-*/facts.json")).read_text())
   given = " ".join(facts["argv"])
