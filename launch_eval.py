@@ -70,7 +70,7 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
-  found = not_put_aside(values.workdirs)
+  found = trainings(not_put_aside(values.workdirs))
   if len(found) > 1 and any(a.lstrip("-").split("=")[0] == "save_dir" for a in args):
     raise flags.UsageError(
       f"--args: {len(found)} runs would write to one --save_dir. --save_pictures keeps each run's "
@@ -185,6 +185,17 @@ def not_put_aside(pattern: str) -> list[runs.RunDir]:
       f"left out: name one, for example --workdirs '{found[0].path.parent}/wid=*'."
     )
   return kept
+
+
+def trainings(found: Sequence[runs.RunDir]) -> list[runs.RunDir]:
+  """The runs that are trainings, if any is; latent optimisations write their results themselves."""
+  tasks = [run.read_work_unit().task for run in found]
+  if "train" not in tasks:
+    return list(found)
+  left_out = len(tasks) - tasks.count("train")
+  if left_out:
+    print(f"{left_out} runs are no trainings: left out, they write their own results.")
+  return [run for run, task in zip(found, tasks) if task == "train"]
 
 
 def make_jobs(

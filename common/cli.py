@@ -434,7 +434,9 @@ def _run_to_evaluate(family: str, values: absl_flags.FlagValues) -> runs.RunDir:
     if not values.profile:
       raise flags.UsageError("--dataset is needed, or --profile; see --help.")
     if values.save_dir is not None or values.save_pictures:
-      raise flags.UsageError("--save_dir and --save_pictures need --dataset: a profile writes none.")
+      raise flags.UsageError(
+        "--save_dir and --save_pictures need --dataset: a profile writes none."
+      )
   if values.save_dir is not None and values.save_pictures:
     raise flags.UsageError("--save_dir or --save_pictures, not both.")
   run = runs.RunDir.open(values.workdir)

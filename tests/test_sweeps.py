@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import launch_eval
 from common import hyper, launchers, runs, slurm
 from tests import fake_slurm
 from tests.conftest import ROOT, run_entry_point, tiny_arguments
@@ -383,6 +384,8 @@ def test_trainings_and_latents_of_one_sweep(pictures, tmp_path, monkeypatch):
   assert launch.main(["--sweep", str(file), *overrides, "--xid=x", "--jobs=2"], ROOT) == 0
   found = runs.find_runs(str(tmp_path / "xms" / "x"))
   assert [run.read_work_unit().task for run in found] == ["train"] * 2 + ["itinf"] * 2
+  assert launch_eval.trainings(found) == found[:2]
+  assert launch_eval.trainings(found[2:]) == found[2:]  # Then it is said of each why it cannot be.
   assert "Warm start" in found[1].log_file.read_text()
   paths = results.find(tmp_path / "results", datasets.label(str(pictures)), ["itinf"])
   assert len(paths) == 2
