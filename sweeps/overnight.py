@@ -3,8 +3,8 @@
     scripts/overnight.sh                  # the sweep, its evaluation, classical codecs, the report
     ./launch.py --sweep sweeps/overnight.py [:hour] [--dry_run]           # the sweep alone
 
-Each model trains its first rate for ten to fifteen minutes on `cid22-train`, and three further rates
-from its weights in a third of the steps. Then the latents of the pictures of Kodak and of
+Each model trains its first rate for ten to fifteen minutes on `cid22-train`, and three further
+rates from its weights in a third of the steps. Then the latents of the pictures of Kodak and of
 `cid22-valid` are optimised (SGA) for the smallest decoder with two layers. The VAE serves all rates
 with one training (`factorized.vbq_eval` quantizes it, which is no part of the sweep).
 
