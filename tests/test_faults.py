@@ -16,8 +16,9 @@ import time
 
 import pytest
 
-from common import checkpoints, runs
-from tests.conftest import ROOT, tiny_arguments, train
+from common import checkpoints, cli, eval_lib, runs
+from factorized import eval as factorized_eval
+from tests.conftest import ROOT, run_command, tiny_arguments, train
 from tests.test_training import _assert_same_weights, _only_run, _start, _weights
 
 KILLS = 20
@@ -116,7 +117,7 @@ def _before_step(monkeypatch, number, action):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A tmpfs of 2 MB, and a function that gives it more room."""
+  """A tmpfs of 2 MB, and a function that mounts it again with other options."""
   folder = tmp_path / "disk"
   folder.mkdir()
   argv = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -124,15 +125,14 @@ def small_disk(tmp_path):
   if done.returncode != 0:
     assert os.environ.get("NTC_SLURM_TESTS") != "1", "mount -t tmpfs is refused"
     pytest.skip(f"a small disk cannot be made here: {done.stderr.strip()}")
-  give_room = ["mount", "-o", "remount,size=64m", str(folder)]
-  yield folder, lambda: subprocess.run(give_room, check=True)
+  yield folder, lambda o: subprocess.run(["mount", "-o", f"remount,{o}", str(folder)], check=True)
   subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_costs_the_newest_checkpoint_and_a_rerun_ends_as_if_it_never_was(
   small_disk, pictures, trained_run, monkeypatch, capsys
 ):
-  folder, give_room = small_disk
+  folder, remount = small_disk
   argv = tiny_arguments(pictures, folder, "--xid", "1")
 
   def fill():
@@ -152,10 +152,27 @@ def test_a_full_disk_costs_the_newest_checkpoint_and_a_rerun_ends_as_if_it_never
   assert "No space left" in error and str(run.checkpoints_dir) in error
   assert "Traceback" not in error and f"--workdir '{run.path}'" in error
   (folder / "ballast").unlink()
-  give_room()
+  remount("size=64m")
   assert train(["--workdir", str(run.path)]) == 0
   assert run.read_state()["state"] == "DONE"
   _assert_same_weights(_weights(trained_run), _weights(run))
+
+
+def test_a_read_only_results_folder_is_named_before_hours_of_work(
+  small_disk, trained_run, pictures, monkeypatch, capsys
+):
+  folder, remount = small_disk
+  monkeypatch.setattr(eval_lib, "record", lambda *a, **k: pytest.fail("was measured"))
+  remount("ro")
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(pictures)]
+  argv += ["--results_dir", str(folder / "results")]
+  assert run_command(cli.eval_main, "factorized", factorized_eval.run, argv) == 1
+  error = capsys.readouterr().err
+  assert "Read-only file system" in error and str(folder) in error and "Traceback" not in error
+  monkeypatch.undo()
+  remount("rw")
+  assert run_command(cli.eval_main, "factorized", factorized_eval.run, argv) == 0
+  assert len(list((folder / "results").glob("*/bitstream/*.json"))) == 1
 
 
 @pytest.mark.slow
