@@ -1,19 +1,18 @@
 """Tiles: what a transform needs is exact, and large pictures come out as whole ones do."""
 
 import importlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks import memory
 from common import data, entropy, exact, hyper, lpips, metrics, rd, tiling, transforms
 from common.layers import GDN, Conv2D, Conv2DTranspose, Pointwise, Sequential
 from common.transforms_elic import Attention, ResidualBottleneck
 from common.transforms_shallow import ActivatedPlusLinear, AppendOnes, DepthToSpace
 from ljpeg import attention, pre_edit
-from tests.conftest import ROOT, picture
+from tests.conftest import picture
 
 LAYERS = {
   "conv": Conv2D(2, 3, 5),
@@ -223,26 +222,12 @@ def test_metrics_are_exact_whatever_the_strips(monkeypatch):
   assert metrics.mse(a, b) == before
 
 
-_PEAK = """
-import resource, sys
-import numpy as np
-from common import eval_lib
-from tests.test_tiling import build
-codec = build(sys.argv[1], "")
-_, image = eval_lib.sample_image((int(sys.argv[2]), int(sys.argv[3])))
-eval_lib.record(codec, "x", image, "bitstream")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(2048, 2048), (2048, 3072)], ids=str)
-@pytest.mark.parametrize("name", ["bls2017", "mbt2018", "two_layer_syn", "ljpeg searched"])
-def test_a_large_picture_is_evaluated_in_less_than_3_gb(name, size):
-  """Full-size models, as docs/results.md has them all. Megabytes."""
-  command = [sys.executable, "-c", _PEAK, name, *map(str, size)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-  assert int(done.stdout.split()[-1]) < 3000
+@pytest.mark.parametrize("config", ["mshyper/configs/mbt2018.py", "ljpeg/configs/ljpeg.py"])
+def test_a_large_picture_is_evaluated_in_less_than_3_gb(config):
+  """Full-size models: `python -m benchmarks.memory` has them all."""
+  gigabytes, _ = memory.measure(config, 2048, 3072)
+  assert gigabytes < 3.0
 
 
 def test_a_search_refuses_pictures_that_it_has_no_memory_for(monkeypatch):
