@@ -149,7 +149,7 @@ def test_truncated_files_are_refused(codec):
 
 def test_a_hostile_size_with_right_checksums_is_refused(codec):
   stream = bitstream.read(codec.compress(_photo(80, 100)))
-  for height, width in [(11_000, 11_000), (40, 100), (1, 1)]:
+  for height, width in [(8_000, 8_000), (40, 100), (1, 1)]:
     forged = bitstream.write(
       bitstream.Bitstream(
         stream.family, stream.fingerprint, height, width, stream.sections, stream.symbols_crc

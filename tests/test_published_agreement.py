@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from common import classical, data, report
+from common import classical, data, report_data
 from tests.conftest import ROOT
 
 
@@ -21,7 +21,7 @@ def kodak():
 
 @pytest.fixture(scope="module")
 def published():
-  found = report.load_published(ROOT / "json_results" / "published", "kodak")[0]
+  found = report_data.load_published(ROOT / "json_results" / "published", "kodak")[0]
   return {(s.publication.source, s.publication.codec): s.curve for s in found}
 
 
