@@ -129,6 +129,7 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_newest_checkpoint_and_a_rerun_ends_as_if_it_never_was(
   small_disk, pictures, trained_run, monkeypatch, capsys
 ):
@@ -201,6 +202,7 @@ def test_a_data_set_that_vanishes_stops_the_run_which_goes_on_when_it_is_back(
   _assert_same_weights(_weights(runs.RunDir(whole)), _weights(run))
 
 
+@pytest.mark.slow
 def test_jumps_of_the_clock_change_nothing(pictures, trained_run, tmp_path, monkeypatch):
   real, jumps = time.time, random.Random(0)
   monkeypatch.setattr(time, "time", lambda: real() + jumps.choice([-1e8, -3600.0, 0.0, 3600.0]))

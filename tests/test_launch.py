@@ -388,6 +388,7 @@ def test_exit_0_without_end_mark_is_not_success(command):
   assert "without its end mark" in command.out
 
 
+@pytest.mark.slow
 def test_then_eval_follows_each_training(command, tmp_path):
   needed = tmp_path / "needed"
   assert command.launch_two("--xid=x", "--then_eval=sample", f"--config.needs={needed}") == 1

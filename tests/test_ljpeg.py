@@ -556,6 +556,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tables_run, tmp_path):
     np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_evaluation_measures_standard_files(tables_run, odd_pictures, tmp_path):
   path = eval_lib.evaluate(
     tables_run, codec.build, str(odd_pictures), results_dir=tmp_path, save_dir=tmp_path / "saved"

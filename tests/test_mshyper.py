@@ -742,6 +742,7 @@ def _only_run(experiments):
   return runs.RunDir.open(path)
 
 
+@pytest.mark.slow
 def test_a_broken_training_ends_with_the_weights_of_the_unbroken_one(
   trained_hyperprior_run, tmp_path
 ):
@@ -770,14 +771,8 @@ def test_training_moves_all_kernels_and_the_prior(trained_hyperprior_run):
     assert np.any(before[name] != after[name]), name
 
 
-@pytest.mark.parametrize(
-  "kind",
-  [
-    pytest.param("checkpoint", marks=pytest.mark.slow),
-    pytest.param("run", marks=pytest.mark.slow),
-    "experiment",
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["checkpoint", "run", "experiment"])
 def test_warm_start_takes_the_weights(trained_hyperprior_run, pictures, tmp_path, kind):
   source = {
     "checkpoint": trained_hyperprior_run.checkpoints_dir / "step-00000006",

@@ -198,6 +198,7 @@ def test_what_sbatch_says_of_a_job_that_it_takes_is_shown(command, cluster):
   assert "your quota is nearly spent" in command.err
 
 
+@pytest.mark.slow
 def test_wrong_arguments_for_the_tasks_stop_before_anything_is_submitted(command, cluster, capsys):
   command.project = ROOT
   config = "factorized/configs/bls2017.py:tiny"
@@ -676,6 +677,7 @@ def test_task_that_cannot_be_requeued_is_timeout_and_rerun(
   assert status(command, xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 def test_restarts_without_a_newer_checkpoint_end(command, cluster, tmp_path, listens, project):
   xid = waiting(command, cluster, tmp_path)
   text = (command.experiments / xid / "source" / "fake" / "train.py").read_text()
@@ -728,6 +730,7 @@ def test_cancel_stops_what_runs_and_what_waits(command, cluster, tmp_path):
 SITE = ("TRAIN", "ITINF", "SLURM", "RESULTS", "REPORTS", "DATA_CACHE", "SHARED", "DATA")
 
 
+@pytest.mark.slow
 def test_jobs_use_the_folders_of_the_project_and_not_of_the_snapshot(command, cluster, monkeypatch):
   for name in SITE:
     monkeypatch.delenv(f"NTC_{name}_DIR", raising=False)

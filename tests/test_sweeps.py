@@ -246,6 +246,7 @@ def test_dry_run_shows_every_part_and_writes_nothing(command, sweep, tmp_path):
 # On this machine
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_families_trains_each_run_after_what_it_starts_from(command, sweep):
   argv = ["--jobs=3", "--xid=x", "--then_eval=sample", "--config.seed=7"]
   assert command("--sweep", str(sweep), *argv) == 0, command.err
@@ -290,6 +291,7 @@ def test_dependants_of_a_failed_run_wait_and_go_with_its_rerun(command, sweep, t
   assert command.run("x", 5).read_state()["attempt"] == 1
 
 
+@pytest.mark.slow
 def test_a_dependant_that_failed_itself_is_rerun_alone(command, sweep, tmp_path):
   needed = tmp_path / "needed"
   argv = ["--xid=x", f"--config.needs={needed}", "--config.breaks=2"]
@@ -329,6 +331,7 @@ def test_any_forest_of_runs_is_trained_in_order(command, sweep, project, seed):
   assert check_order(command, "x") == sum(hyper.WARM_START in s for s in settings)
 
 
+@pytest.mark.slow
 def test_a_run_by_hand_says_what_it_waits_for(pictures, tmp_path, capsys):
   """One training of a sweep outside of a launcher: its source is found within the same --xid."""
   file = tmp_path / "rates.py"
@@ -504,6 +507,7 @@ def submit_sweep(command, sweep, *argv):
   return next(line.split()[1][:-1] for line in command.out.splitlines() if "Experiment" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_failed_source_on_slurm_and_its_rerun(command, sweep, cluster, tmp_path, late):
   needed = tmp_path / "needed"
@@ -565,6 +569,7 @@ def test_source_that_is_requeued_has_not_failed(command, sweep, cluster, project
   assert check_order(command, xid) == 4
 
 
+@pytest.mark.slow
 def test_cancelled_sweep_is_rerun_in_order(command, sweep, cluster):
   cluster.fault("nothing-starts")
   xid = submit_sweep(command, sweep)
@@ -600,6 +605,7 @@ def test_first_array_need_not_begin_with_wid_0(command, sweep, cluster, project)
   assert check_order(command, xid) == 3
 
 
+@pytest.mark.slow
 def test_evaluations_of_old_and_new_trainings_are_all_released(command, cluster, tmp_path):
   needed = tmp_path / "needed"
   xid = submit(command, f"--config.needs={needed}", "--then_eval=sample")

@@ -238,6 +238,7 @@ def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(picture
     first.wait()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
   pictures, tmp_path, capsys
 ):
@@ -305,6 +306,7 @@ def test_a_missing_config_lists_those_that_there_are(tmp_path, capsys):
   assert "Known: tiny" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
   argv = tiny_arguments(pictures, tmp_path, "--wid", "3", steps=1)
   assert train(argv) == 0

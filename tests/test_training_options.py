@@ -89,6 +89,7 @@ def test_options_that_do_not_fit_each_other_are_refused(
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_without_the_fields_goes_on(trained_run, pictures, tmp_path):
   run = _copy(trained_run, tmp_path)
   record = json.loads(run.work_unit_file.read_text())
@@ -189,6 +190,7 @@ def _test_data(pictures):
   return [f"--config.test_data_config.{k}={v}" for k, v in values.items()]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_ends_done_with_its_best_checkpoint(stopped_run):
   state = stopped_run.read_state()
   validated = {r["step"]: r["loss"] for r in _records(stopped_run, "val")}
@@ -240,6 +242,7 @@ def test_a_kill_while_it_stops_ends_in_the_same_state(stopped_run, tmp_path, mon
 # --- The test at the end -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_test_measures_the_final_weights_as_validation_does(stopped_run, pictures):
   """The best weights, averaged: what a checkpoint's codec holds."""
   from common import eval_lib, validation
@@ -268,6 +271,7 @@ def test_the_test_data_of_the_validation_give_the_numbers_of_the_validation(pict
   assert f"Test on {pictures}: loss {test['loss']:.4f}" in run.log_file.read_text()
 
 
+@pytest.mark.slow
 def test_without_test_data_nothing_is_tested(trained_run):
   assert not _records(trained_run, "test")
   assert "test" not in trained_run.read_state()["detail"]
@@ -302,6 +306,7 @@ def averaged_run(pictures, tmp_path_factory):
   return _run(tiny_arguments(pictures, folder, "--xid", "1", OPTION + "ema_decay=0.9"), folder)
 
 
+@pytest.mark.slow
 def test_training_goes_on_beside_the_averages_as_without_them(trained_run, averaged_run):
   plain, averaged = _weights(trained_run), _weights(averaged_run)
   raw = sorted(k for k in averaged if k.startswith("raw_weights/"))
@@ -553,6 +558,7 @@ def test_check_numerics_names_the_first_operation_and_does_not_leak(
 # --- Partial warm starts -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_partial_warm_start_takes_what_fits_and_names_the_rest(trained_run, pictures, tmp_path):
   more = [
     OPTION + "warm_start_partial=True",

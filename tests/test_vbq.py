@@ -510,6 +510,7 @@ def test_without_a_quantizer_the_message_names_the_command(run, tmp_path):
       assert f"factorized.vbq_eval --workdir {named}" in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_file_of_an_older_checkpoint_is_found_though_the_newest_has_no_quantizer(
   run, pictures, tmp_path, capsys
 ):
@@ -640,6 +641,7 @@ def test_results_of_another_run_are_refused(
   assert results.read(path).run["fingerprint"] == record["run"]["fingerprint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["random", "dct"])
 def test_an_untrained_vae_is_profiled(init, capsys):
   """Without a quantizer of its own: one is made from the picture."""
