@@ -312,6 +312,24 @@ def test_results_that_cannot_be_written_are_an_error_before_anything_is_measured
   assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_disk_that_is_full_at_the_end_keeps_the_records(
+  trained_run, pictures, tmp_path, capsys, monkeypatch
+):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+
+  def full(*args):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as m:
+    m.setattr(runs, "write_json", full)
+    assert _evaluate(argv) == 1
+  error = capsys.readouterr().err
+  assert "json cannot be written (No space left" in error and "--results_dir" in error
+  monkeypatch.setattr(eval_lib, "record", lambda *a, **k: pytest.fail("was measured again"))
+  assert _evaluate(argv) == 0
+
+
 def test_a_disk_that_fills_up_keeps_what_was_measured(tmp_path, monkeypatch):
   with results.Partial(tmp_path / "run.json", {}) as partial:
     partial.append(_record())
