@@ -391,6 +391,29 @@ def test_save_pictures_puts_them_beside_the_results_and_does_nothing_twice(
   assert _evaluate([*argv, "--save_pictures", "--save_dir", str(tmp_path / "s")]) == 2
 
 
+def test_save_pictures_goes_on_where_it_was(trained_run, odd_pictures, tmp_path, monkeypatch):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path), "--save_pictures"]
+  record, measured = eval_lib.record, []
+
+  def interrupted(codec, name, *args, **more):
+    measured.append(name)
+    if len(measured) == 4:
+      raise KeyboardInterrupt
+    return record(codec, name, *args, **more)
+
+  monkeypatch.setattr(eval_lib, "record", interrupted)
+  assert _evaluate(argv) == 130
+  (first, _, third) = sorted(tmp_path.rglob("*.png"))
+  content = first.read_bytes()
+  third.unlink()  # Then its record is none either.
+  assert _evaluate(argv) == 0
+  assert measured[4:] == measured[2:4] + sorted(p.name for p in odd_pictures.iterdir())[4:]
+  assert len(list(tmp_path.rglob("*.png"))) == 5 and first.read_bytes() == content
+  (path,) = tmp_path.rglob("*.json")
+  assert len(results.read(path).records) == 5
+
+
 # --- --profile -----------------------------------------------------------------------------------
 
 _TINY = [
