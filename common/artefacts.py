@@ -318,7 +318,8 @@ def load(artefact: Artefact, build: "BuildCodec", encoder: bool = True) -> "Trai
   try:
     codec = build(hyper.to_config(artefact.model["model_config"]))
   except (
-    ValueError, TypeError, KeyError, AttributeError, MemoryError, tf.errors.ResourceExhaustedError,
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+    RecursionError, MemoryError, tf.errors.OpError,
   ) as e:  # fmt: skip
     raise ArtefactError(
       f"{artefact.name}: this code cannot build its model ({type(e).__name__}: {e}). {made_by}."

@@ -92,6 +92,13 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
   except runs.RunError as e:  # Another process holds the lock: the state is not ours to touch.
     print(f"Error: {e}", file=sys.stderr)
     return 2
+  except OSError as e:  # Neither the lock nor the log can be written.
+    print(
+      f"Error: {run.path} cannot be written ({e.strerror or e}). What was saved stays. Make room "
+      "or permit it, and start this command again.",
+      file=sys.stderr,
+    )
+    return 1
 
 
 # A launcher waits for its sweep's check; what is left after this many seconds is checked when run.

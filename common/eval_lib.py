@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import logging
 import math
 import pathlib
@@ -219,7 +220,8 @@ def evaluate(
     step: Of the checkpoint, or "best"; None for the newest.
     results_dir: Where results lie.
     skip_existing: Whether an existing results file of the same pictures, model and config is left
-      as it is, and an evaluation that ended early goes on; not if `save_dir` is given.
+      as it is, and an evaluation that ended early goes on; not if `save_dir` is given (with
+      `save_pictures` it does).
     save_dir: Where decoded pictures (PNG) and files go; None: nowhere.
     save_pictures: Whether they go beside the results, where reports look for them
       (`results.pictures_dir`). If all are there already, nothing is done anew.
@@ -255,10 +257,16 @@ def evaluate(
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
     result = current
   else:
-    anew = not skip_existing or save_dir is not None
+    anew = not skip_existing or (save_dir is not None and not save_pictures)
     of = _depends_on(codec, facts, unit, number, images, mode, lpips)
-    with results.Partial(path, of, anew) as partial:
-      found = None if anew else _current(path, facts, unit, images)  # By a process just before.
+    # A record is kept after its picture: where there is one, the other is there too.
+    with results.Partial(path, {**of, "save_pictures": save_pictures}, anew) as partial:
+      found = None
+      if not anew and (save_dir is None or _are_saved(save_dir, images.names)):
+        found = _current(path, facts, unit, images)  # By a process just before.
+      if save_dir is not None:  # Somebody may have removed some.
+        for name in [n for n in partial.records if not _are_saved(save_dir, [n])]:
+          del partial.records[name]
       if found is None:
         if partial.records:
           _LOG.info("%d of %d pictures were measured before.", len(partial.records), len(images))
@@ -466,7 +474,9 @@ def save(
 
   target = _saved_as(folder, name, ".png")
   target.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(decoded).save(target)
+  encoded = io.BytesIO()
+  Image.fromarray(decoded).save(encoded, "PNG")
+  runs.atomic_write(target, encoded.getvalue())  # `_are_saved` looks for nothing but the file.
   if data_bytes is not None:
     runs.atomic_write(_saved_as(folder, name, suffix), data_bytes)
 

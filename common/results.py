@@ -146,9 +146,19 @@ def as_dict(record: EvalRecord) -> dict[str, Any]:
 
 
 def write(results_dir: runs.PathLike, result: ResultFile) -> pathlib.Path:
-  """Writes a results file whole; returns its path."""
+  """Writes a results file whole; returns its path.
+
+  Raises:
+    ResultError: The disk is full, or cannot be written.
+  """
   path = result_path(results_dir, result.dataset["name"], result.mode, result.run, result.step)
-  runs.write_json(path, dataclasses.asdict(result))
+  try:
+    runs.write_json(path, dataclasses.asdict(result))
+  except OSError as e:
+    raise ResultError(
+      f"{path} cannot be written ({e.strerror or e}). Make room or permit it, and start the "
+      "command again, or name another folder (--results_dir, or RESULTS_DIR in configs.py)."
+    ) from e
   return path
 
 

@@ -137,7 +137,8 @@ def _inside(name: str) -> pathlib.PurePosixPath:
     ArchiveError: It leads elsewhere.
   """
   path = pathlib.PurePosixPath(name.replace("\\", "/"))
-  bad = path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]
+  has_drive = path.parts[:1] and path.parts[0][1:2] == ":"  # C:... of Windows.
+  bad = path.is_absolute() or ".." in path.parts or not path.parts or has_drive
   if bad or "\0" in name:
     raise ArchiveError(f"the name {name!r} leads out of it")
   return path

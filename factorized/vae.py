@@ -217,8 +217,15 @@ class GaussianVAE(TrainableCodec):
     return self.coder.bits(self.symbols(latents), self.rate_index)
 
   def symbols_of_all_rates(self, latents: Latents) -> list[np.ndarray]:
-    """`symbols` at every rate, for little more than the cost of a few."""
-    return self.coder.quantize_all(*posterior(latents))
+    """`symbols` at every rate, for little more than the cost of a few; uint16: there are many."""
+    loc, log_scale = latents["y"]
+    assert log_scale is not None, "A VAE's encoder gives a scale."
+    symbols = [np.empty(loc.shape, np.uint16) for _ in range(self.num_rates)]
+    for band in rd.bands(loc.shape):
+      part = {"y": Latent(loc[:, band], log_scale[:, band])}
+      for of_rate, found in zip(symbols, self.coder.quantize_all(*posterior(part))):
+        of_rate[:, band] = found
+    return symbols
 
   def pack(self, latents: Latents, size: tuple[int, int]) -> bytes:
     """See `TrainableCodec.pack`."""

@@ -8,6 +8,7 @@ in the run (coding/step-.../), and measures each of them at all of its settings.
 use this calibration's from now on.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -97,8 +98,16 @@ def evaluate(
     if skip_existing and export is None and all(done):
       _LOG.info("%s: all results are there already (--skip_existing=false measures anew).", method)
       continue
-    records, measured = _measure(codec, images, method, with_arrays=export is not None)
-    _write(results_dir, headers, records)
+    anew = not skip_existing or export is not None
+    with contextlib.ExitStack() as stack:
+      partials = [
+        stack.enter_context(results.Partial(path, _depends_on(header, codec), anew))
+        for path, header in zip(there, headers)
+      ]
+      measured = _measure(codec, images, method, export is not None, partials)
+      _write(results_dir, headers, [[p.records[n] for n in images.names] for p in partials])
+      for partial in partials:
+        partial.remove()
     arrays.update({f"{method}_{name}": value for name, value in measured.items()})
     arrays[f"{method}_settings"] = coder.settings
   if export is not None:
@@ -167,20 +176,37 @@ def _is_current(path: pathlib.Path, header: results.ResultFile) -> bool:
   return False
 
 
+def _depends_on(header: results.ResultFile, codec: "vae.GaussianVAE") -> dict[str, Any]:
+  """All that the records of one rate depend on, but for the machine."""
+  from common import metrics
+
+  weights = hashlib.sha256()
+  for variable in codec.variables:  # The fingerprint is of the decoder alone.
+    weights.update(variable.numpy().tobytes())
+  return {
+    "run": header.run,
+    "weights": weights.hexdigest(),
+    "config": header.config,
+    "step": header.step,
+    "dataset": header.dataset,
+    "lpips": metrics.lpips_weights() is not None,
+    "code": results.code_hash("common", "factorized"),
+  }
+
+
 def _write(
   results_dir: runs.PathLike,
   headers: Sequence[results.ResultFile],
   records: Sequence[Sequence[results.EvalRecord]],
 ) -> None:
-  """The results files of all rates; `records` are of [pictures][rates]."""
+  """The results files of all rates; `records` are of [rates][pictures]."""
   from common import eval_lib
 
-  for rate, header in enumerate(headers):
-    of_rate = tuple(r[rate] for r in records)
+  for header, of_rate in zip(headers, records):
     result = dataclasses.replace(
       header,
       dataset={**header.dataset, "images": [r.image for r in of_rate]},
-      records=of_rate,
+      records=tuple(of_rate),
     )
     results.write(results_dir, result)
     _LOG.info("%s: %s", result.run["runname"], eval_lib.summary(result))
@@ -297,34 +323,34 @@ def _setting_name(coder: "vbq.Coder", rate: int) -> str:
   return f"lambda=2^{np.log2(setting):g}" if coder.method == "vbq" else f"levels={setting:g}"
 
 
-def _is_done(path: pathlib.Path, header: results.ResultFile) -> bool:
-  if not path.is_file():
-    return False
-  try:
-    there = results.read(path)
-  except results.ResultError:
-    return False
-  same = there.run.get("fingerprint") == header.run["fingerprint"]
-  return same and there.config == header.config and there.dataset["hash"] == header.dataset["hash"]
-
-
 def _measure(
-  codec: "vae.GaussianVAE", images: "data.EvalImages", method: str, with_arrays: bool
-) -> tuple[list[list[results.EvalRecord]], dict[str, np.ndarray]]:
-  """The records of every picture at every rate, and the same as arrays [pictures, rates]."""
+  codec: "vae.GaussianVAE",
+  images: "data.EvalImages",
+  method: str,
+  with_arrays: bool,
+  partials: Sequence[results.Partial],
+) -> dict[str, np.ndarray]:
+  """Measures the pictures that `partials` (one a rate) lack; also as arrays [pictures, rates]."""
   from common import writers
 
-  progress = writers.Progress(len(images), unit="image", label=method)
-  records, rows = [], []
+  done = [name for name in images.names if all(name in p.records for p in partials)]
+  if done:
+    _LOG.info("%s: %d of %d pictures were measured before.", method, len(done), len(images))
+  progress = writers.Progress(len(images), len(done), unit="image", label=method)
+  rows = []
   try:
-    for name, image in images:
+    for number, name in enumerate((n for n in images.names if n not in done), len(done) + 1):
+      _, image = images[images.names.index(name)]
       of_image, row = _measure_image(codec, name, image, with_arrays)
-      records.append(of_image)
+      for partial, record in zip(partials, of_image):
+        if name not in partial.records:  # A kill between two rates left some.
+          partial.append(record)
       rows.append(row)
-      progress.update(len(records))
+      progress.update(number)
   finally:
     progress.close()
-  return records, {key: np.array([[r[key] for r in row] for row in rows]) for key in rows[0][0]}
+  keys = rows[0][0] if rows else {}
+  return {key: np.array([[r[key] for r in row] for row in rows]) for key in keys}
 
 
 def _measure_image(
@@ -335,13 +361,14 @@ def _measure_image(
 
   size = (image.shape[0], image.shape[1])
   pixels = size[0] * size[1]
-  latents = rd.infer(codec, rd.to_batch(image))
+  latents = rd.infer_image(codec, image)
   records, rows = [], []
-  for rate, symbols in enumerate(codec.symbols_of_all_rates(latents)):
+  for rate, ranks in enumerate(codec.symbols_of_all_rates(latents)):
+    symbols = ranks.astype(np.int32)
     data_bytes = codec.pack_symbols(symbols, rate, size)
     began = time.perf_counter()
     decode, decoded_size = codec.unpack(data_bytes)
-    decoded = rd.to_image(rd.synthesize(codec, decode, decoded_size))
+    decoded = rd.reconstruct(codec, decode, decoded_size)
     seconds = time.perf_counter() - began
     if decoded_size != size or not np.array_equal(
       decode["y"].numpy(), codec.coder.values(symbols, rate)

@@ -257,6 +257,11 @@ def _drop(model, members):
   del model["arrays"][name], members[f"{name}.npy"]
 
 
+def _in_config(key, value):
+  """A change for `_forged`: a field of the analysis transform's config."""
+  return lambda model, members: model["model_config"]["analysis"].update({key: value})
+
+
 def _drop_member(model, members):
   del members[f"{_first_weight(model)}.npy"]
 
@@ -306,6 +311,9 @@ FORGERIES = {
   "a short fingerprint": (_set("fingerprint", "00"), "lacks fields"),
   "no arrays": (_set("arrays", {"weights/x": None}), "lacks fields"),
   "an empty config": (_set("model_config", {}), "cannot build"),
+  "filters below 0": (_in_config("num_filters", -1), "cannot build"),
+  "no filters": (_in_config("num_filters", 0), "cannot build"),
+  "half a filter": (_in_config("num_filters", 2.5), "cannot build"),
   "a missing weight": (_drop, r"\(missing\)"),
   "a missing member": (_drop_member, "differ in"),
   "an unknown weight": (_replace("weights/x", np.zeros(3, np.float32)), r"x \(unknown\)"),

@@ -312,6 +312,24 @@ def test_results_that_cannot_be_written_are_an_error_before_anything_is_measured
   assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_disk_that_is_full_at_the_end_keeps_the_records(
+  trained_run, pictures, tmp_path, capsys, monkeypatch
+):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(pictures)]
+  argv += ["--results_dir", str(tmp_path)]
+
+  def full(*args):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as m:
+    m.setattr(runs, "write_json", full)
+    assert _evaluate(argv) == 1
+  error = capsys.readouterr().err
+  assert "json cannot be written (No space left" in error and "--results_dir" in error
+  monkeypatch.setattr(eval_lib, "record", lambda *a, **k: pytest.fail("was measured again"))
+  assert _evaluate(argv) == 0
+
+
 def test_a_disk_that_fills_up_keeps_what_was_measured(tmp_path, monkeypatch):
   with results.Partial(tmp_path / "run.json", {}) as partial:
     partial.append(_record())
@@ -371,6 +389,29 @@ def test_save_pictures_puts_them_beside_the_results_and_does_nothing_twice(
   assert _evaluate([*argv, "--save_pictures"]) == 0
   assert len(list(folder.glob("*.png"))) == 5
   assert _evaluate([*argv, "--save_pictures", "--save_dir", str(tmp_path / "s")]) == 2
+
+
+def test_save_pictures_goes_on_where_it_was(trained_run, odd_pictures, tmp_path, monkeypatch):
+  argv = ["--workdir", str(trained_run.path), "--dataset", str(odd_pictures)]
+  argv += ["--results_dir", str(tmp_path), "--save_pictures"]
+  record, measured = eval_lib.record, []
+
+  def interrupted(codec, name, *args, **more):
+    measured.append(name)
+    if len(measured) == 4:
+      raise KeyboardInterrupt
+    return record(codec, name, *args, **more)
+
+  monkeypatch.setattr(eval_lib, "record", interrupted)
+  assert _evaluate(argv) == 130
+  (first, _, third) = sorted(tmp_path.rglob("*.png"))
+  content = first.read_bytes()
+  third.unlink()  # Then its record is none either.
+  assert _evaluate(argv) == 0
+  assert measured[4:] == measured[2:4] + sorted(p.name for p in odd_pictures.iterdir())[4:]
+  assert len(list(tmp_path.rglob("*.png"))) == 5 and first.read_bytes() == content
+  (path,) = tmp_path.rglob("*.json")
+  assert len(results.read(path).records) == 5
 
 
 # --- --profile -----------------------------------------------------------------------------------

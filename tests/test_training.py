@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,21 @@ def test_asked_to_stop_it_saves_its_state_and_exits_75(pictures, tmp_path, numbe
 
 
 @pytest.mark.slow
+def test_a_run_that_cannot_be_written_is_an_error_and_not_touched(
+  pictures, trained_run, tmp_path, capsys
+):
+  """A folder in the lock's place: permissions do not hold for all users."""
+  shutil.copytree(trained_run.path, tmp_path / "1" / trained_run.path.name)
+  run = runs.RunDir.open(tmp_path / "1" / trained_run.path.name)
+  run.write_state("RUNNING")
+  run.lock_file.unlink()
+  run.lock_file.mkdir()
+  assert train(["--workdir", str(run.path)]) == 1
+  error = capsys.readouterr().err
+  assert f"{run.path} cannot be written" in error and "Traceback" not in error
+  assert run.read_state()["state"] == "RUNNING"
+
+
 def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(pictures, tmp_path):
   argv = tiny_arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
   first = _start(argv)

@@ -88,6 +88,12 @@ def test_an_archive_is_unpacked_once_and_anew_when_it_changed(tmp_path, cache):
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.zip"])
+def test_a_time_in_a_name_is_no_drive(tmp_path, cache, name):
+  archive = write(tmp_path / name, {"12:30.png": png(0)})
+  assert data.load_eval_images(str(archive)).names == ["12:30.png"]
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.zip"])
 @pytest.mark.parametrize(
   "evil", ["../evil.png", "/evil.png", "a/../../evil.png", "..\\evil.png", "c:/evil.png"]
 )

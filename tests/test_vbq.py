@@ -564,6 +564,36 @@ def test_results_that_are_there_are_left(run, evaluated, pictures, odd_pictures)
   assert {p: p.stat().st_mtime_ns for p in evaluated.rglob("*.json")} == before
 
 
+def test_a_killed_evaluation_goes_on_where_it_was(
+  run, evaluated, pictures, odd_pictures, tmp_path, monkeypatch
+):
+  measure, seen = vbq_eval._measure_image, []
+
+  def measured(codec, name, *rest):
+    seen.append(name)
+    if len(seen) == 3:
+      raise KeyboardInterrupt
+    return measure(codec, name, *rest)
+
+  monkeypatch.setattr(vbq_eval, "_measure_image", measured)
+  argv = (run, pictures, odd_pictures, tmp_path, "--methods", "uniform")
+  assert _evaluate(*argv) == 130
+  partials = list(tmp_path.rglob("*.partial"))
+  assert len(partials) == 9 and not list(tmp_path.rglob("*.json"))
+  # As after a kill between two rates: the last one lacks its second record.
+  lines = partials[-1].read_text().splitlines(keepends=True)
+  partials[-1].write_text("".join(lines[:-1]))
+  assert _evaluate(*argv) == 0
+  assert len(set(seen)) == 5 and len(seen) == 7  # The second and the third were measured twice.
+  assert not list(tmp_path.rglob("*.partial"))
+  for path in tmp_path.rglob("*.json"):
+    records = [
+      [{**results.as_dict(r), "seconds_decode": 0} for r in results.read(p).records]
+      for p in (path, evaluated / path.relative_to(tmp_path))
+    ]
+    assert records[0] == records[1] and len(records[0]) == 5
+
+
 def test_another_calibration_has_files_and_curves_of_its_own(
   run, evaluated, pictures, odd_pictures, tmp_path
 ):
