@@ -47,6 +47,11 @@ TRAINING_FACTS = ("xid", "wid", "runname", "commit", "dirty")
 MAX_BYTES = (1 << 31) - 1
 MAX_JSON_BYTES = 1 << 24
 
+# A config may build so many times the weights that its file holds (one of a decoder alone lacks the
+# encoder's), or so many in any case; beyond that it is refused before they are allocated.
+_BUILT_PER_HELD = 16
+_BUILT_AT_LEAST = 1 << 20
+
 _MODEL = "model.json"
 _SEAL = b"ntcm sha256 "
 _SEAL_BYTES = len(_SEAL) + 64
@@ -314,9 +319,13 @@ def load(artefact: Artefact, build: "BuildCodec", encoder: bool = True) -> "Trai
     artefact.check_encoder()
   import tensorflow as tf
 
+  from common import layers
+
   made_by = f"It was made at commit {artefact.model['training'].get('commit')}"
+  held = sum(math.prod(shape) for shape in artefact.shapes("weights").values())
   try:
-    codec = build(hyper.to_config(artefact.model["model_config"]))
+    with layers.at_most(max(_BUILT_AT_LEAST, _BUILT_PER_HELD * held)):
+      codec = build(hyper.to_config(artefact.model["model_config"]))
   except (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
     RecursionError, MemoryError, tf.errors.OpError,

@@ -1088,6 +1088,9 @@ def main(argv: Sequence[str]) -> int:
   `fetch` downloads what DOWNLOADS in configs.py names to where DATASETS says (else to a folder of
   that name in DATA_DIR). `check` opens each picture's header; `check --pixels` decodes all.
   """
+  if "--help" in argv or "-h" in argv:
+    print(main.__doc__)
+    return 0
   if list(argv) == ["list"]:
     for name in datasets.known():
       where = configs.DATASETS.get(name, "built in")
@@ -1111,9 +1114,8 @@ def main(argv: Sequence[str]) -> int:
       print(f"Error: {e}", file=sys.stderr)
       return 2
     return 0
-  help_wanted = list(argv) in (["--help"], ["-h"])
-  print(main.__doc__, file=sys.stdout if help_wanted else sys.stderr)
-  return 0 if help_wanted else 2
+  print(main.__doc__, file=sys.stderr)
+  return 2
 
 
 if __name__ == "__main__":

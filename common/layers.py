@@ -39,14 +39,42 @@ first layer to its last but one. GDN and the sums of biases' gradients are float
 """
 
 import abc
+import contextlib
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Callable, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
 from common import precision
+
+_budget = threading.local()
+
+
+@contextlib.contextmanager
+def at_most(weights: int) -> Iterator[None]:
+  """Layers that are made within have so many weights in all, or making one raises ValueError.
+
+  It is raised before anything is allocated: for configs that come from elsewhere.
+  """
+  before = getattr(_budget, "left", None)
+  _budget.left = weights
+  try:
+    yield
+  finally:
+    _budget.left = before
+
+
+def _claim(weights: int) -> None:
+  left = getattr(_budget, "left", None)
+  if left is None:
+    return
+  if weights > left:
+    raise ValueError(f"a layer has {weights} weights, where {left} are left of those announced")
+  _budget.left = left - weights
+
 
 KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]], np.ndarray]]
 Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
@@ -210,6 +238,7 @@ class _Convolution(Layer, abc.ABC):
     if not 0 <= self.origin < kernel_size:
       raise ValueError(f"origin is {self.origin}; it must be a tap, from 0 to {kernel_size - 1}.")
     shape = (kernel_size, kernel_size, in_channels, out_channels)
+    _claim(math.prod(shape))
     with self.name_scope:
       self.kernel = tf.Variable(_initial_kernel(kernel_initializer, shape, fan_in), name="kernel")
       if use_bias:
@@ -612,6 +641,7 @@ class GDN(Layer):
       name: the name of the module.
     """
     super().__init__(name=name)
+    _claim(channels**2)
     self.in_channels = self.out_channels = channels
     self.inverse = inverse
     beta = np.broadcast_to(np.asarray(beta_init, np.float32), [channels])

@@ -255,7 +255,7 @@ def train(job: Job, build: BuildCodec) -> dict[str, float]:
     if operation is not None:
       step = max(0, training.end - 1) if training is not None else 0
       raise DivergedError(
-        f"Step {step} is not finite: {operation}. The last checkpoint is from before it."
+        f"Step {step} is not finite: {operation}. Checkpoints are from before it."
       ) from None
     found = re.search(r"DataError: (.*)", e.message)
     if found is None:
@@ -559,7 +559,7 @@ def _checked(pending: list[tuple[int, dict[str, tf.Tensor]]]) -> dict[str, float
     values = found
     if not all(math.isfinite(v) for v in values.values()):
       raise DivergedError(
-        f"Step {step} is not finite: {_text(values)}. The last checkpoint is from before it. "
+        f"Step {step} is not finite: {_text(values)}. Checkpoints are from before it. "
         "Try a lower optimizer_config.learning_rate or gradient_clip_norm, and look at the data."
       )
   return values

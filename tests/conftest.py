@@ -6,6 +6,7 @@ import pathlib
 
 # Sweeps run on this machine unless a test asks for Slurm, even where Slurm is installed.
 os.environ["NTC_EXECUTOR"] = "local"
+os.environ.pop("NTC_NUM_THREADS", None)  # It cannot change within a process.
 # Several workers share the cores: each computes with one thread.
 if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")

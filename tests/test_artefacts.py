@@ -314,6 +314,10 @@ FORGERIES = {
   "filters below 0": (_in_config("num_filters", -1), "cannot build"),
   "no filters": (_in_config("num_filters", 0), "cannot build"),
   "half a filter": (_in_config("num_filters", 2.5), "cannot build"),
+  "a million filters": (
+    _in_config("num_filters", 1 << 20),
+    "weights, where .* are left|unexpected keyword",
+  ),
   "a missing weight": (_drop, r"\(missing\)"),
   "a missing member": (_drop_member, "differ in"),
   "an unknown weight": (_replace("weights/x", np.zeros(3, np.float32)), r"x \(unknown\)"),

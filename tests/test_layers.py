@@ -9,7 +9,7 @@ import tensorflow_compression as tfc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.layers import GDN, Conv2D, Conv2DTranspose, default_origin
+from common.layers import GDN, Conv2D, Conv2DTranspose, at_most, default_origin
 
 
 def _array(seed, *shape):
@@ -349,3 +349,15 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_formula(
   variables = [layer.kernel, layer.bias]
   compiled = tf.function(lambda: _run(layer, x, variables))()
   _assert_close(compiled, _run(plain, x, variables))
+
+
+def test_layers_beyond_the_weights_that_were_announced_are_refused_before_they_are_made():
+  with at_most(3 * 3 * 4 * 4 + 4**2):
+    Conv2D(4, 4, 3, 1)
+    GDN(4)
+    with pytest.raises(ValueError, match="1 weights, where 0 are left"):
+      Conv2D(1, 1, 1, 1)
+    with at_most(10):
+      with pytest.raises(ValueError, match="100000000 weights"):
+        GDN(10_000)
+  Conv2D(4, 4, 3, 1)  # Without a limit again.
