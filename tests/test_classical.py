@@ -77,6 +77,7 @@ def test_every_codec_keeps_the_contract(name):
   assert metrics.psnr_db(image, decoded) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(classical.CODECS))
 def test_higher_quality_costs_more_and_is_better(name):
   image = picture(128, 96)
@@ -237,6 +238,7 @@ def test_vtm_without_its_configuration_names_the_setting(fake_programs, monkeypa
   assert classical.missing("vtm") is None
 
 
+@pytest.mark.slow
 def test_programs_are_measured_as_other_codecs_with_their_versions(tmp_path, images):
   paths = command(tmp_path, "--codec=bpg,vtm", "--qualities=0,40", "--nolpips")
   found = [results.read(p) for p in paths]

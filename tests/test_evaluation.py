@@ -425,6 +425,7 @@ def _config_of(name):
   return ["--config", str(ROOT / "factorized/configs" / name)]
 
 
+@pytest.mark.slow
 def test_profile_of_an_untrained_config_is_printed(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   argv = ["--profile", "--config", _TINY[0], *_TINY[1:], "--profile_size=40x56"]
@@ -435,6 +436,7 @@ def test_profile_of_an_untrained_config_is_printed(capsys, tmp_path, monkeypatch
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_profile_of_a_run_alone_is_printed_only(trained_run, capsys, tmp_path):
   argv = ["--profile", "--workdir", str(trained_run.path), "--results_dir", str(tmp_path)]
   assert _evaluate([*argv, "--profile_size=40x56"]) == 0

@@ -44,6 +44,7 @@ def optimised(trained_run, odd_pictures, tmp_path_factory):
   return folder, runs.RunDir.open(path)
 
 
+@pytest.mark.slow
 def test_no_image_costs_more_than_with_the_encoder_alone_and_all_together_less(
   optimised, odd_pictures
 ):
@@ -264,6 +265,7 @@ class _TwoLatents(TrainableCodec):
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sga", "sga3_linear", "soft_round"])
 def test_two_latents_are_optimised_through_a_mean_that_depends_on_one(
   method, trained_run, one_shape, tmp_path

@@ -354,6 +354,7 @@ def test_experiments_dir_may_come_in_args(command, tmp_path, capsys):
   assert f"{there}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_failing_setting_is_failed_and_rerun_alone_after_the_fix(command, tmp_path):
   needed = tmp_path / "needed file"
   assert command.launch("--xid=x", "--jobs=4", f"--config.needs={needed}") == 1
@@ -468,6 +469,7 @@ def test_sigkill_of_a_task_names_the_signal(command, tmp_path):
   assert "killed by SIGKILL" in out
 
 
+@pytest.mark.slow
 def test_running_experiment_is_shown_guarded_and_cancelled(command, tmp_path):
   process = wait_mode(command, tmp_path)
   assert command("status", "x") == 0
@@ -523,6 +525,7 @@ def full_disk(monkeypatch, state):
   monkeypatch.setattr(runs.RunDir, "write_state", write_state)
 
 
+@pytest.mark.slow
 def test_launcher_goes_on_where_an_end_cannot_be_recorded(command, tmp_path, monkeypatch):
   """The supervisors of wid 0 and 1 die without a word, and the launcher cannot write either."""
   package = command.project / "common" / "supervise.py"
@@ -634,6 +637,7 @@ def kill_creation(command, at):
   assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["some runs are made", "experiment.json"])
 def test_killed_creation_is_made_anew(command, at):
   kill_creation(command, at)
@@ -789,6 +793,7 @@ def evaluate(command, capsys, *argv):
   return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_launch_eval_evaluates_each_run_beside_its_training_state(command, capsys, tmp_path):
   command.launch_two("--xid=x", f"--config.needs={tmp_path / 'needed'}")
   before = [command.run("x", wid).read_state() for wid in range(2)]
@@ -824,6 +829,7 @@ def test_launch_eval_leaves_out_experiments_that_are_put_aside(command, capsys, 
   assert code == 2 and "name one" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("dataset", "args"),
   [("photos", "--results_dir=out --save_dir ~/s"), ("img?.png", "--save_dir=s --results_dir out")],

@@ -152,6 +152,7 @@ def test_the_uniform_noise_model_has_a_shifted_grid_of_z(small):
   assert np.any(small.prior.offset.numpy() != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_trainable_variable_gets_a_finite_gradient(name):
   config = _config(f"{name}.py:tiny")
@@ -763,6 +764,7 @@ def test_a_broken_training_ends_with_the_weights_of_the_unbroken_one(
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_moves_all_kernels_and_the_prior(trained_hyperprior_run):
   before, after = (_weights(trained_hyperprior_run, step) for step in (2, 6))
   names = [k for k in before if k.startswith("codec/") and ("kernel" in k or "prior" in k)]

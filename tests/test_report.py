@@ -539,6 +539,7 @@ def write_several():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "wanted, drawn",
   [
@@ -629,6 +630,7 @@ def test_published_curves_alone_make_a_report(tmp_path):
   assert text.count("[a paper]") > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "changes, words",
   [

@@ -353,6 +353,7 @@ def launched(command, *argv):
 STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
 def test_launcher_stopped_before_its_record_leaves_nothing(command, cluster, number):
   cluster.fault("signal-at-sbatch-1", text=str(int(number)))
@@ -461,6 +462,7 @@ def test_failing_setting_is_failed_and_rerun_alone(command, cluster, tmp_path):
   assert "Nothing to rerun" in command.out
 
 
+@pytest.mark.slow
 def test_refused_rerun_leaves_states_and_reasons(command, cluster, tmp_path):
   needed = tmp_path / "needed"
   xid = submit(command, f"--config.needs={needed}")
@@ -593,6 +595,7 @@ def catches(pid, number):
   return bool(int(caught, 16) & 1 << (number - 1))
 
 
+@pytest.mark.slow
 def test_a_time_limit_before_the_task_has_started_requeues_it(command, cluster, tmp_path):
   cluster.fault("nothing-starts")
   xid = submit(command, config=f"{command.config}:tiny")
@@ -653,6 +656,7 @@ def test_preempted_task_saves_and_does_not_requeue_itself(command, cluster, tmp_
   assert "requeues" not in command.run(xid, 0).read_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refused", "missing"])
 def test_task_that_cannot_be_requeued_is_timeout_and_rerun(
   command, cluster, tmp_path, monkeypatch, listens, how
@@ -707,6 +711,7 @@ def test_number_of_requeues_is_limited(command, cluster, tmp_path, listens, monk
   assert "MAX_REQUEUES" in command.run(xid, 0).read_state()["reason"]
 
 
+@pytest.mark.slow
 def test_cancel_stops_what_runs_and_what_waits(command, cluster, tmp_path):
   xid = submit(command, "--config.mode=wait", f"--config.needs={tmp_path / 'go'}", "--jobs=2")
   wait_for(lambda: sum("step" in command.run(xid, w).read_state() for w in range(4)) == 2)
@@ -773,6 +778,7 @@ def test_rerun_by_another_executor_leaves_the_others_to_slurm(command, cluster):
   assert status(command, xid) == ["CANCELLED", "DONE"]
 
 
+@pytest.mark.slow
 def test_misspelt_data_set_stops_before_anything_is_submitted(command, cluster, tmp_path):
   for more in ([], ["--dry_run"], ["--test_only"], ["--deep_check=false"]):
     assert command.launch("--then_eval=kodk", *more) == 2
@@ -787,6 +793,7 @@ def test_misspelt_data_set_stops_before_anything_is_submitted(command, cluster, 
   cluster.wait()
 
 
+@pytest.mark.slow
 def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster, capsys, project):
   xid = submit(command, config=f"{command.config}:tiny")
   cluster.wait()
@@ -803,6 +810,7 @@ def test_launch_eval_is_one_array_and_an_experiment_of_its_own(command, cluster,
   assert "2 DONE" in command.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["launch_eval", "then_eval"])
 def test_waiting_evaluations_are_not_started_again(command, cluster, capsys, project, by):
   more = ["--then_eval=sample"] if by == "then_eval" else []
@@ -875,6 +883,7 @@ def test_state_from_own_record_and_slurms_answer(own, answer, misses, age, state
   assert slurm.judge(record(own), answer, misses, age)["state"] == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["squeue-empty", "squeue-fails"])
 def test_a_silent_squeue_is_no_failure_of_the_job(command, cluster, tmp_path, fault):
   xid = waiting(command, cluster, tmp_path)
@@ -931,6 +940,7 @@ def test_killed_task_is_lost_and_rerun(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", [False, True])
 def test_sacct_is_asked_where_squeue_has_forgotten(command, cluster, tmp_path, empty):
   xid = waiting(command, cluster, tmp_path)

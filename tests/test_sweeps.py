@@ -271,6 +271,7 @@ def test_a_sweep_of_two_families_trains_each_run_after_what_it_starts_from(comma
   assert "12 DONE" in command.out
 
 
+@pytest.mark.slow
 def test_dependants_of_a_failed_run_wait_and_go_with_its_rerun(command, sweep, tmp_path):
   needed = tmp_path / "needed"
   argv = ["--jobs=2", "--xid=x", f"--config.needs={needed}", "--config.breaks=0"]
@@ -460,6 +461,7 @@ def test_arrays_hold_every_job_once_and_depend_on_what_it_waits_for(drawn):
   assert len(submitted) == len(arrays)
 
 
+@pytest.mark.slow
 def test_dependants_are_arrays_of_their_own(command, sweep, cluster):
   cluster.fault("nothing-starts")
   xid = submit_sweep(command, sweep, "--then_eval=sample")
@@ -483,6 +485,7 @@ def test_dependants_are_arrays_of_their_own(command, sweep, cluster):
   assert check_order(command, xid) == 4
 
 
+@pytest.mark.slow
 def test_dependants_that_are_refused_are_named_and_submitted_later(command, sweep, cluster):
   cluster.fault("sbatch-refuses-2")
   assert command("--sweep", str(sweep)) == 1
@@ -535,6 +538,7 @@ def test_failed_source_on_slurm_and_its_rerun(command, sweep, cluster, tmp_path,
   fake_slurm.scancel([a.xid for a in cluster.arrays()[:before]])
 
 
+@pytest.mark.slow
 def test_forgotten_dependants_of_a_failed_source_still_wait(command, sweep, cluster, tmp_path):
   xid = submit_sweep(command, sweep, f"--config.needs={tmp_path / 'none'}", "--config.breaks=0")
   cluster.wait()
@@ -551,6 +555,7 @@ def test_forgotten_dependants_of_a_failed_source_still_wait(command, sweep, clus
   assert command.out.count("waits for wid 0, which is FAILED") == 3
 
 
+@pytest.mark.slow
 def test_source_that_is_requeued_has_not_failed(command, sweep, cluster, project, tmp_path):
   file = project / "fake" / "train.py"
   handler = "signal.signal(signal.SIGTERM, lambda n, f: stop.append(n))"
@@ -582,6 +587,7 @@ def test_cancelled_sweep_is_rerun_in_order(command, sweep, cluster):
   assert check_order(command, xid) == 4
 
 
+@pytest.mark.slow
 def test_first_array_need_not_begin_with_wid_0(command, sweep, cluster, project):
   """Its id is the experiment's, also where the launcher was killed before it took note of it."""
   (cluster.state / "max_array_size").write_text("2")

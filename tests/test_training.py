@@ -92,6 +92,7 @@ def test_same_seed_same_weights_and_another_seed_others(unbroken, pictures, tmp_
   assert any(np.any(a[k] != b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_a_lost_newest_checkpoint_costs_steps_but_not_the_result(unbroken, pictures, tmp_path):
   """As after a kill at step 5 and a full disk at step 4: goes on from step 3."""
   import shutil
@@ -237,6 +238,7 @@ def test_a_run_that_cannot_be_written_is_an_error_and_not_touched(
   assert run.read_state()["state"] == "RUNNING"
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_run_the_second_refuses_and_names_the_first(pictures, tmp_path):
   argv = tiny_arguments(pictures, tmp_path, "--xid", "1", steps=100_000)
   first = _start(argv)
@@ -331,6 +333,7 @@ def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
   assert run.read_work_unit().config["model_config"]["rd_lambda"] == 0.0025
 
 
+@pytest.mark.slow
 def test_warm_start_takes_the_weights_of_a_run(unbroken, pictures, tmp_path):
   argv = tiny_arguments(
     pictures,

@@ -280,6 +280,7 @@ def test_all_transforms_are_tested():
   assert {name for name, *_ in _ALL} == set(known_transforms())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,arguments,in_channels,out_channels,factor", _ALL)
 def test_what_a_transform_states_is_what_it_does(
   name, arguments, in_channels, out_channels, factor

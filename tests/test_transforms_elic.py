@@ -81,6 +81,7 @@ def test_blocks_equal_their_formulas(make):
   assert block.output_size(5, 7) == (5, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make,shape", [(ElicAnalysis, (32, 16, 3)), (ElicSynthesis, (2, 3, 10))])
 def test_transforms_equal_their_formulas(make, shape):
   transform = _randomize(make((4, 6, 8, 10), num_residual_blocks=2))

@@ -545,6 +545,7 @@ def test_results_are_one_curve_a_method_of_real_bytes(run, evaluated, odd_pictur
       assert record.image == name and record.num_bytes == len(codec.compress(image))
 
 
+@pytest.mark.slow
 def test_export_holds_what_the_results_hold(evaluated, odd_pictures):
   arrays = artefacts.read_arrays(evaluated / "all.npz")
   dataset = data.load_eval_images(str(odd_pictures))
