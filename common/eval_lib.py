@@ -257,31 +257,25 @@ def evaluate(
     _LOG.info("Exists already: %s (--skip_existing=false evaluates anew)", path)
     result = current
   else:
-    anew = not skip_existing or (save_dir is not None and not save_pictures)
+    header = results.ResultFile(
+      run=facts,
+      config=unit.config,
+      overrides=unit.overrides,
+      step=number,
+      dataset={"name": images.name, "hash": images.hash},
+      mode=mode,
+      records=(),
+      profile=None if current is None else current.profile,
+    )
     of = _depends_on(codec, facts, unit, number, images, mode, lpips)
-    # A record is kept after its picture: where there is one, the other is there too.
+    anew = not skip_existing or (save_dir is not None and not save_pictures)
     with results.Partial(path, {**of, "save_pictures": save_pictures}, anew) as partial:
       found = None
       if not anew and (save_dir is None or _are_saved(save_dir, images.names)):
         found = _current(path, facts, unit, images)  # By a process just before.
-      if save_dir is not None:  # Somebody may have removed some.
-        for name in [n for n in partial.records if not _are_saved(save_dir, [n])]:
-          del partial.records[name]
       if found is None:
-        if partial.records:
-          _LOG.info("%d of %d pictures were measured before.", len(partial.records), len(images))
         _measure(codec, images, mode, save_dir, job_dir, run.path.name, lpips, partial)
-        records = tuple(partial.records[name] for name in images.names)
-        found = results.ResultFile(
-          run=facts,
-          config=unit.config,
-          overrides=unit.overrides,
-          step=number,
-          dataset={"name": images.name, "images": [r.image for r in records], "hash": images.hash},
-          mode=mode,
-          records=records,
-          profile=None if current is None else current.profile,
-        )
+        found = _completed(header, images, partial)
         results.write(results_dir, found)
       partial.remove()
     result = found
@@ -291,6 +285,17 @@ def evaluate(
     results.write(results_dir, dataclasses.replace(result, profile=measured))
     _LOG.info("The profile is in %s", path)
   return path
+
+
+def _completed(
+  header: results.ResultFile, images: data.EvalImages, partial: results.Partial
+) -> results.ResultFile:
+  """The results of all pictures that could be read, in their order."""
+  records = tuple(partial.records[name] for name in images.names)
+  dataset = {
+    "name": images.name, "images": [r.image for r in records], "hash": images.hash,
+  }  # fmt: skip
+  return dataclasses.replace(header, dataset=dataset, records=records)
 
 
 def _current(
@@ -354,8 +359,17 @@ def _measure(
   lpips: bool,
   partial: results.Partial,
 ) -> None:
-  """Measures the pictures that are not in `partial` yet, and puts them there."""
+  """Measures the pictures that are not in `partial` yet, and puts them there.
+
+  A record is kept after its picture is saved, but somebody may have removed some pictures since:
+  those are measured again.
+  """
+  if save_dir is not None:
+    for name in [n for n in partial.records if not _are_saved(save_dir, [n])]:
+      del partial.records[name]
   done = len(partial.records)
+  if done:
+    _LOG.info("%d of %d pictures were measured before.", done, len(images))
   if done == len(images):
     return
   missing = [i for i, name in enumerate(images.names) if name not in partial.records]
