@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every system of this project, trained, evaluated in real bytes and drawn: a night on two cores.
-#   scripts/overnight.sh [SWEEP [XID]]      sweeps/overnight.py, or sweeps/overnight.py:hour
+#   scripts/overnight.sh [SWEEP [XID]]      sweeps/overnight.py, or sweeps/overnight.py:trial
 # Needs the data sets cid22-train, cid22-valid and kodak (configs.py, python -m common.data list).
 # Run again with the same words, it goes on where it was interrupted.
 set -eu
@@ -13,13 +13,13 @@ TRAIN_DIR=$($PYTHON -c "import configs; print(configs.TRAIN_DIR)")
 
 echo "== 1/4  Train"
 if [ -e "$TRAIN_DIR/$XID/experiment.json" ]; then
-  $PYTHON launch.py rerun "$XID" --jobs=1
+  $PYTHON launch.py rerun "$XID" --jobs=2
 else
-  $PYTHON launch.py --sweep="$SWEEP" --xid="$XID" --jobs=1
+  $PYTHON launch.py --sweep="$SWEEP" --xid="$XID" --jobs=2
 fi
 for DATASET in kodak cid22-valid; do
   echo "== 2/4  Evaluate on $DATASET"
-  $PYTHON launch_eval.py --workdirs="$TRAIN_DIR/$XID/wid=*" --dataset=$DATASET --jobs=1 \
+  $PYTHON launch_eval.py --workdirs="$TRAIN_DIR/$XID/wid=*" --dataset=$DATASET --jobs=2 \
     --args="--profile --save_pictures"
   $PYTHON -m factorized.vbq_eval --workdir "$TRAIN_DIR/$XID"/wid=*-vae-* --calibration=cid22-train \
     --dataset=$DATASET
