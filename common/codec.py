@@ -294,7 +294,7 @@ class TrainableCodec(Codec, tf.Module):
     """`infer`, `infer_tile` or `synthesize`, compiled once for images of every size."""
     graphs = self.__dict__.setdefault("_graphs", _Graphs())
     if method not in graphs.functions:
-      function = tf.function(getattr(self, method))
+      function = tf.function(getattr(self, method), autograph=False)
 
       def call(argument: Any) -> Any:
         # One trace for every size: batch, height and width stay open, the channels are fixed.

@@ -141,7 +141,7 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
   )
   searches = config.itinf_config.method == SEARCH
   rd_lambda = float(model_config.rd_lambda)
-  optimizer = None if searches else _LatentOptimizer(codec, config, rd_lambda)
+  optimizer = None if searches else LatentOptimizer(codec, config, rd_lambda)
   num_steps = int(config.train_eval_config.num_steps)
   progress = writers.Progress(len(images) * num_steps, run=job.run, label=job.label)
   done = 0
@@ -277,7 +277,7 @@ class _State(NamedTuple):
 _Step = Callable[..., tuple[_State, dict[str, tf.Tensor]]]
 
 
-class _LatentOptimizer:
+class LatentOptimizer:
   """The compiled step: one trace for each height and width, gradients for the latents alone.
 
   The batch size stays open, so that the last, smaller batch of a shape needs no trace of its own.
@@ -338,7 +338,7 @@ class _LatentOptimizer:
       lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), (state, x)
     )
     scalars = [tf.TensorSpec([], t) for t in (tf.int32, tf.float32, tf.float32)]
-    return tf.function(step).get_concrete_function(*signature, *scalars)
+    return tf.function(step, autograph=False).get_concrete_function(*signature, *scalars)
 
   def costs(self, latents: Latents, x: tf.Tensor) -> dict[str, np.ndarray]:
     """Estimated bpp, mse and loss of rounded latents, each [B]."""
@@ -363,7 +363,7 @@ def _adam(state: _State, gradients, step: tf.Tensor, learning_rate: tf.Tensor) -
 
 
 def _optimise_batch(
-  optimizer: _LatentOptimizer,
+  optimizer: LatentOptimizer,
   batch: list[tuple[str, np.ndarray]],
   wanted: set[str],
   run: runs.RunDir,
@@ -415,7 +415,7 @@ def _optimise_batch(
 
 
 def _better(
-  optimizer: _LatentOptimizer,
+  optimizer: LatentOptimizer,
   initial: Latents,
   before: dict[str, np.ndarray],
   loc: dict[str, tf.Tensor],
@@ -431,7 +431,7 @@ def _better(
 
 
 def _finish(
-  optimizer: _LatentOptimizer,
+  optimizer: LatentOptimizer,
   name: str,
   image: np.ndarray,
   latents: Latents,

@@ -180,7 +180,9 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
     means = distribution.mean(list(scalars.values()))
     return {**dict(zip(scalars, means)), "gradient_norm": norm}, is_finite
 
-  @tf.function
+  # AutoGraph rewrites Python's `if` and `for` over tensors; there are none, and it takes as long as
+  # the tracing itself.
+  @tf.function(autograph=False)
   def train_step(crops, step, learning_rate, rd_lambda):
     for optimizer, factor in zip(state.optimizers, factors):
       optimizer.learning_rate.assign(learning_rate * factor)

@@ -64,7 +64,7 @@ class Evaluation:
     name = quantizers.for_validation(config.model_config.quantizer)
     quantizer = quantizers.make_quantizer(name)(seed=(0, 0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def terms(crops):
       rd_lambda = float(config.model_config.rd_lambda)
       return codec.objective(tf.cast(crops, tf.float32), rd_lambda, quantizer)

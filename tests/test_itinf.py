@@ -170,7 +170,7 @@ def _work_unit(trained, pictures, **method):
 def test_a_picture_ends_where_it_ends_alone_whatever_batch_it_is_in(trained_run, pictures):
   codec, _ = eval_lib.load_codec(trained_run, build)
   config = hyper.to_config(_work_unit(trained_run, pictures, method="sga").config)
-  optimizer = itinf_lib._LatentOptimizer(codec, config, 0.01)
+  optimizer = itinf_lib.LatentOptimizer(codec, config, 0.01)
 
   def optimised(x):
     state, step = optimizer.prepare(x)
@@ -190,7 +190,7 @@ def test_weights_stay_and_a_pictures_size_does_not_change_the_steps(trained_run,
   before = [v.numpy() for v in codec.variables]
   config = hyper.to_config(_work_unit(trained_run, pictures, method="ste").config)
   config.itinf_config.learning_rate = 0.01
-  optimizer = itinf_lib._LatentOptimizer(codec, config, 0.01)
+  optimizer = itinf_lib.LatentOptimizer(codec, config, 0.01)
   once = rd.to_batch(picture(16, 16))
   for x in (once, tf.tile(once, [1, 8, 8, 1])):
     state, step = optimizer.prepare(x)
@@ -271,7 +271,7 @@ def test_two_latents_are_optimised_through_a_mean_that_depends_on_one(
   method, trained_run, one_shape, tmp_path
 ):
   unit = _work_unit(trained_run, one_shape, method=method, learning_rate=0.05)
-  optimizer = itinf_lib._LatentOptimizer(_TwoLatents(), hyper.to_config(unit.config), 0.05)
+  optimizer = itinf_lib.LatentOptimizer(_TwoLatents(), hyper.to_config(unit.config), 0.05)
   batch = [(f"{i}.png", picture(20, 28, i)) for i in range(2)]
   run = runs.RunDir(tmp_path)
   records = itinf_lib._optimise_batch(
