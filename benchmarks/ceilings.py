@@ -6,20 +6,20 @@ Other benchmarks call these functions in turn with what they measure, so that a 
 busy with something else slows both down alike.
 """
 
-import statistics
+import argparse
 import time
 from typing import Callable
 
-import tensorflow as tf
-
-from common import profiling
+from benchmarks import rows
 
 _COPY_BYTES = 2**28
 
 
-def make_matmul_probe(size: int = profiling.MATRIX_SIZE) -> Callable[[], float]:
-  """Returns a function that multiplies two size x size matrices and returns its GFLOP/s."""
-  product, flops = profiling.make_matmul(size)
+def make_matmul_probe() -> Callable[[], float]:
+  """Returns a function that multiplies two large matrices and returns its GFLOP/s."""
+  from common import profiling
+
+  product, flops = profiling.make_matmul()
   product().numpy()
 
   def probe() -> float:
@@ -35,9 +35,11 @@ def make_copy_probe(num_bytes: int = _COPY_BYTES) -> Callable[[], float]:
 
   Bytes read and bytes written both count.
   """
+  import tensorflow as tf
+
   source = tf.zeros([num_bytes // 4])
 
-  @tf.function
+  @tf.function(autograph=False)
   def copy() -> tf.Tensor:
     return -source
 
@@ -52,14 +54,25 @@ def make_copy_probe(num_bytes: int = _COPY_BYTES) -> Callable[[], float]:
   return probe
 
 
+def measure(rounds: int = 7) -> dict[str, list[float]]:
+  """Both ceilings by name, for benchmarks whose work is in other processes."""
+  probes = {rows.MATMUL: make_matmul_probe(), rows.COPY: make_copy_probe()}
+  values: dict[str, list[float]] = {name: [] for name in probes}
+  for _ in range(rounds):
+    for name, probe in probes.items():
+      values[name].append(probe())
+  return values
+
+
 def main() -> None:
   """Prints both ceilings."""
-  for label, unit, probe in (
-    ("float32 matrix product", "GFLOP/s", make_matmul_probe()),
-    ("memory copy, read + write", "GB/s", make_copy_probe()),
-  ):
-    values = [probe() for _ in range(15)]
-    print(f"{label:28s} median {statistics.median(values):7.1f}  best {max(values):7.1f} {unit}")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--rounds", type=int, default=15, help="how often each is measured")
+  args = parser.parse_args()
+  for name, values in measure(args.rounds).items():
+    print(f"{name:36s} {rows.spread(values, 1)}")
 
 
 if __name__ == "__main__":

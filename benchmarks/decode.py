@@ -8,22 +8,31 @@ start from a DCT at the config's lambda, so that the files are of a plausible si
 trained, which changes the bytes and hardly the time.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import statistics
 import time
-
-import tensorflow as tf
+from typing import TYPE_CHECKING
 
 from benchmarks import ceilings
-from common import data, hyper, profiling, rd
-from common.codec import TrainableCodec
+from common import data, hyper
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from common.codec import TrainableCodec
 
 CONFIGS = ("mshyper/configs/two_layer_syn.py", "mshyper/configs/mbt2018.py")
 
 
 def make_codec(path: str, exact: bool, x: tf.Tensor) -> TrainableCodec:
   """The config's codec, from a DCT and with its densities fitted to `x` [1, H, W, 3]."""
+  import tensorflow as tf
+
+  from common import rd
+
   config = hyper.load(path).get_config()
   config.model_config.init = "dct"
   config.model_config.exact_coding = exact
@@ -41,6 +50,8 @@ def main() -> None:
   parser.add_argument("--dataset", default="sample", help="its first picture is decoded")
   parser.add_argument("--rounds", type=int, default=15, help="how often each is timed")
   args = parser.parse_args()
+  from common import profiling, rd
+
   name, image = data.load_eval_images(args.dataset)[0]
   x = rd.to_batch(image)
   codecs, files = {}, {}

@@ -10,8 +10,7 @@ import argparse
 
 import tqdm
 
-from common import bitstream, data, eval_lib, rd, runs
-from mshyper.codec import build
+from common import data, runs
 
 
 def main() -> None:
@@ -21,6 +20,9 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--dataset", required=True)
   args = parser.parse_args()
+  from common import bitstream, eval_lib, rd
+  from mshyper.codec import build
+
   try:
     run = runs.RunDir.open(args.workdir)
   except runs.RunError as e:

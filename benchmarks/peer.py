@@ -10,7 +10,6 @@ with mbt2018; decoding with two_layer_syn and with mbt2018. Real bytes both time
 and bytes to pixels; weights untrained (ours from a DCT, so that files are of a plausible size).
 """
 
-import argparse
 import pathlib
 import statistics
 import subprocess
@@ -21,9 +20,15 @@ from typing import Callable
 import numpy as np
 from PIL import Image
 
-from benchmarks import ceilings, decode, train_step
-from common import data, hyper, rd
+from benchmarks import ceilings, decode, rows, train_step
+from common import data, hyper
 
+# The row of what is timed, and how many times as fast as the peer it is to be.
+_ASKED = {
+  "step, mbt2018": (3, 1.5),
+  "decode, two_layer_syn": (4, 6.0),
+  "encode, mbt2018": (5, 1.3),
+}
 _PEER = pathlib.Path(__file__).with_name("compressai_worker.py")
 
 
@@ -70,6 +75,8 @@ def _timed(function: Callable[[], object]) -> Callable[[], float]:
 
 def ours(image: np.ndarray) -> dict[str, Callable[[], float]]:
   """Seconds by name."""
+  from common import rd
+
   x = rd.to_batch(image)
   shallow = decode.make_codec("mshyper/configs/two_layer_syn.py", True, x)
   deep = decode.make_codec("mshyper/configs/mbt2018.py", True, x)
@@ -86,43 +93,43 @@ def ours(image: np.ndarray) -> dict[str, Callable[[], float]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = rows.parser(__doc__)
   parser.add_argument("--python", default=".venv-peer/bin/python")
   parser.add_argument("--dataset", default="kodak")
   parser.add_argument("--rounds", type=int, default=7)
   args = parser.parse_args()
   _, image = data.load_eval_images(args.dataset)[0]
   runs = ours(image)
-  matmul = ceilings.make_matmul_probe()
+  matmul, copy = ceilings.make_matmul_probe(), ceilings.make_copy_probe()
   with tempfile.TemporaryDirectory() as folder:
     peer = Peer(args.python, image, folder)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     theirs: dict[str, list[float]] = {word: [] for word in ("step", "encode", "decode")}
-    ceiling = []
+    ceiling: list[float] = []
+    bandwidths: list[float] = []
     for round_ in range(args.rounds + 1):
       for name, run in runs.items():
         seconds[name].append(run())
       for word, values in theirs.items():
         values.append(peer(word))
       ceiling.append(matmul())
+      bandwidths.append(copy())
       if not round_:  # The first is a warm-up.
-        for values in (*seconds.values(), *theirs.values(), ceiling):
+        for values in (*seconds.values(), *theirs.values(), ceiling, bandwidths):
           values.clear()
     num_bytes = peer("bytes")
     peer.close()
   print(f"CompressAI mean-scale hyperprior, {peer.version}, {num_bytes:.0f} bytes")
-  print(f"matrix product {statistics.median(ceiling):.0f} GFLOP/s; medians of {args.rounds}")
-  print(f"{'':24s} {'ours s':>22s} {'peer s':>22s} {'peer / ours':>12s}")
+  figures = []
   for name, values in seconds.items():
     other = theirs[name.split(",")[0]]
     ratio = statistics.median(b / a for a, b in zip(values, other))
-    print(f"{name:24s} {_spread(values):>22s} {_spread(other):>22s} {ratio:11.2f}x")
-
-
-def _spread(values: list[float]) -> str:
-  return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+    print(f"{name:24s} {rows.spread(values)} s, peer {rows.spread(other)} s, ratio {ratio:.2f}")
+    if name in _ASKED:
+      row, asked = _ASKED[name]
+      against = f"CompressAI {rows.spread(other)} s"
+      figures.append(rows.Figure(row, name, values, "s", against, ratio, asked))
+  rows.report(figures, {rows.MATMUL: ceiling, rows.COPY: bandwidths}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""The benchmarks' command lines, and the table of their figures; nothing is measured here."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import rows, table
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# What the specification's table asks for, row by row.
+SPEC = {
+  1: ("train step", "65%"),
+  2: ("train step", "1.7x", "1.2x", "1.1x"),
+  3: ("CompressAI", "train step", "1.5x"),
+  4: ("decode", "two_layer_syn", "6x"),
+  5: ("encode", "mbt2018", "1.3x"),
+  6: ("range coding", "2x", "20 Msymbol/s"),
+  7: ("input pipeline", "5x", "5,000"),
+  8: ("itinf step", "2x"),
+  9: ("VBQ", "16 lambdas", "1.0 s", "1 GB"),
+  10: ("dry run", "1,000", "1 s", "no TensorFlow"),
+  11: ("submitted", "1 sbatch", "2 s"),
+  12: ("start of a training", "10 s"),
+  13: ("memory", "2048", "4 GB"),
+}
+MODULES = sorted({row.module for row in rows.ROWS.values()} | {"ceilings", "table"})
+
+
+def test_rows_are_those_of_the_specification():
+  assert rows.ROWS.keys() == SPEC.keys()
+  for number, words in SPEC.items():
+    row = rows.ROWS[number]
+    assert all(word in f"{row.what} {row.asks}" for word in words), number
+    assert (ROOT / "benchmarks" / f"{row.module}.py").is_file()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_answers_without_tensorflow(module):
+  argv = [sys.executable, "-X", "importtime", "-m", f"benchmarks.{module}", "--help"]
+  done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-500:]
+  assert "usage:" in done.stdout and " tensorflow" not in done.stderr
+
+
+def test_a_benchmark_of_several_rows_runs_once():
+  options = {"dataset": "sample", "peer": "python"}
+  found = table.commands([1, 2, 3, 5, 8], is_quick=True, options=options)
+  assert [numbers for numbers, _ in found.values()] == [[1, 2], [3, 5], [8]]
+  assert found["itinf_step"][1] == ["--dataset", "sample", "--rounds", "3"]
+
+
+def test_a_figure_reaches_what_is_asked_by_its_direction():
+  share = rows.Figure(1, "a", [0.7], "s", "1 s", 0.649, 0.65)
+  memory = rows.Figure(13, "b", [3.0], "GB", "4 GB", 0.75, 1.0, at_least=False)
+  assert not share.is_reached and memory.is_reached
+  lines = rows.markdown([share, memory])
+  assert lines[2].endswith("| 0.65 | >= 0.65 | no |") and lines[3].endswith("| <= 1.00 | yes |")
+
+
+def test_the_table_goes_on_after_a_failure(monkeypatch, capsys):
+  figure = rows.Figure(8, "a picture", [0.2, 0.1, 0.3], "s", "0.1 s", 2.0, 2.0, at_least=False)
+  record = {"machine": "a machine", "ceilings": {rows.MATMUL: [200.0]}}
+
+  def run(module, args):
+    return {**record, "figures": [figure._asdict()]} if module == "itinf_step" else None
+
+  monkeypatch.setattr(table, "run", run)
+  monkeypatch.setattr(sys, "argv", ["table", "--rows", "6,8"])
+  assert table.main() == 1
+  out = capsys.readouterr().out
+  assert "0.200 (0.100 to 0.300) s" in out and "| yes |" in out
+  assert "Rows 6: benchmarks.coding failed." in out
