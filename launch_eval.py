@@ -3,7 +3,7 @@
 
 usage:
   ./launch_eval.py --workdirs 'train_xms/<xid>/wid=*' --dataset kodak
-                   [--args '--skip_existing=false'] [--jobs N] [--dry_run]
+                   [--skip 'wid=*-vae-*'] [--args '--skip_existing=false'] [--jobs N] [--dry_run]
                    [--executor slurm|local] [--sargs '--partition=gpu']
 
 On Slurm the evaluations are one job array, an experiment of its own in SLURM_DIR/<xid>/ with a
@@ -13,10 +13,11 @@ Runs that cannot be evaluated are shown as FAILED, and do not hold up the others
 name starts with `_` are left out, unless the glob names them.
 """
 
+import fnmatch
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from common import venv
 
@@ -38,6 +39,8 @@ def _define(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_string("workdirs", None, "Run directories, or experiments: a quoted glob.",
                            flag_values=values)  # fmt: skip
   absl_flags.DEFINE_string("dataset", None, "A data set's name, a folder or a glob of images.",
+                           flag_values=values)  # fmt: skip
+  absl_flags.DEFINE_string("skip", None, "Leave out the runs whose names this glob fits.",
                            flag_values=values)  # fmt: skip
   absl_flags.DEFINE_string("args", "", "Further arguments for every task, as one quoted text.",
                            flag_values=values)  # fmt: skip
@@ -70,7 +73,7 @@ def _main(argv: list[str], project_dir: pathlib.Path) -> int:
   args = launch.split_args(values.args, _RESERVED_ARGS)
   executor = launch.executor_from(values)
   dataset = datasets.absolute(values.dataset)
-  found = trainings(not_put_aside(values.workdirs))
+  found = trainings(_without(not_put_aside(values.workdirs), values.skip))
   if len(found) > 1 and any(a.lstrip("-").split("=")[0] == "save_dir" for a in args):
     raise flags.UsageError(
       f"--args: {len(found)} runs would write to one --save_dir. --save_pictures keeps each run's "
@@ -184,6 +187,18 @@ def not_put_aside(pattern: str) -> list[runs.RunDir]:
       f"All runs that match {pattern!r} are of experiments whose name starts with '_', which are "
       f"left out: name one, for example --workdirs '{found[0].path.parent}/wid=*'."
     )
+  return kept
+
+
+def _without(found: Sequence[runs.RunDir], skip: Optional[str]) -> list[runs.RunDir]:
+  """The runs but for those of --skip.
+
+  Raises:
+    launchers.LaunchError: None is left.
+  """
+  kept = [r for r in found if skip is None or not fnmatch.fnmatchcase(r.path.name, skip)]
+  if not kept:
+    raise launchers.LaunchError(f"--skip={skip} leaves out all {len(found)} runs.")
   return kept
 
 

@@ -191,6 +191,14 @@ def run_facts(run: runs.RunDir) -> dict[str, Any]:
   }
 
 
+def codec_facts(codec: TrainableCodec) -> dict[str, Any]:
+  """What a results file says of the model: what decodes its files, and how large it is."""
+  return {
+    "fingerprint": codec.fingerprint.hex(),
+    "num_parameters": sum(math.prod(v.shape) for v in codec.trainable_variables),
+  }
+
+
 def evaluate(
   run: Union[runs.RunDir, hyper.WorkUnit],
   build: BuildCodec,
@@ -246,7 +254,7 @@ def evaluate(
     profile_and_print(codec, *sample_image(profile_size or PROFILE_SIZE), step=number)
     return None
   images = data.load_eval_images(dataset)
-  facts = {**run_facts(run), "fingerprint": codec.fingerprint.hex()}
+  facts = {**run_facts(run), **codec_facts(codec)}
   unit = run.read_work_unit()
   path = results.result_path(results_dir, images.name, mode, facts, number)
   current = _current(path, facts, unit, images)
@@ -281,7 +289,7 @@ def evaluate(
     result = found
     _LOG.info("%s", summary(result))
   if profile:
-    measured = profile_and_print(codec, *_typical_image(dataset, images, profile_size), step=number)
+    measured = profile_and_print(codec, *typical_image(dataset, images, profile_size), step=number)
     results.write(results_dir, dataclasses.replace(result, profile=measured))
     _LOG.info("The profile is in %s", path)
   return path
@@ -450,8 +458,8 @@ def sample_image(size: tuple[int, int]) -> tuple[str, np.ndarray]:
   return name, _fitted(image, size)
 
 
-def _typical_image(
-  dataset: str, images: data.EvalImages, size: Optional[tuple[int, int]]
+def typical_image(
+  dataset: str, images: data.EvalImages, size: Optional[tuple[int, int]] = None
 ) -> tuple[str, np.ndarray]:
   """The picture with the median number of pixels, at its own size or fitted to `size`."""
   whole = set(images.names)

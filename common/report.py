@@ -46,10 +46,19 @@ Draws the results of a data set into <out>/index.html, with plots (SVG, PNG) and
 _SAID = 10
 
 
-def write(report: Report, out: runs.PathLike, crops: Optional[Crops] = None) -> pathlib.Path:
+def write(
+  report: Report, out: runs.PathLike, crops: Optional[Crops] = None, compact: bool = False
+) -> pathlib.Path:
   """Writes the report's files, each whole; returns the page's path.
 
-  Plots and crops of an earlier report that this one does not have are removed.
+  What an earlier report had and this one has not is removed.
+
+  Args:
+    report: What it says.
+    out: Its folder.
+    crops: The same piece of a picture from every curve.
+    compact: Whether to leave out `records.csv` and `crops/*.png`: the results hold the one, the
+      page the other.
   """
   folder = pathlib.Path(out)
   plots = draw(report)
@@ -57,19 +66,21 @@ def write(report: Report, out: runs.PathLike, crops: Optional[Crops] = None) -> 
   for plot in plots:
     files[f"{plot.file}.svg"] = plot.svg
     files[f"{plot.file}.png"] = plot.png
-  files.update(_crop_files(report, crops))
+  if not compact:
+    files.update(_crop_files(report, crops))
+    files["records.csv"] = records_csv(report.loaded.results)
   earlier = [f"{file}{suffix}" for file in report_plots.FILES for suffix in (".svg", ".png")]
+  earlier += ["records.csv"]
   earlier += [f"crops/{p.name}" for p in (folder / "crops").glob("[0-9][0-9]-*.png")]
   for name in earlier:
     if name not in files:
       with contextlib.suppress(FileNotFoundError):
         (folder / name).unlink()
   files["curves.csv"] = curves_csv(report.series)
-  files["records.csv"] = records_csv(report.loaded.results)
   files["bd_rate.csv"] = bd_rate_csv(report.anchor, report.comparisons)
   files["bd_matrix.csv"] = matrix_csv(report.matrix)
   files["costs.csv"] = costs_csv(report.costs)
-  files["index.html"] = report_page.page(report, plots, crops)
+  files["index.html"] = report_page.page(report, plots, crops, not compact)
   for name, content in files.items():
     runs.atomic_write(folder / name, content)
   return folder / "index.html"
@@ -110,6 +121,7 @@ def _define(values: absl_flags.FlagValues) -> None:
 
   define("dataset", None, "The data set whose results to draw.")
   define("results_dir", str(configs.RESULTS_DIR), "Where results lie.")
+  define("pictures_dir", None, "Where the decoded pictures of results lie (default: beside them).")
   define("out", None, f"Folder of the report (default: {configs.REPORTS_DIR}/<dataset>).")
   define("anchor", None, "Curve to compare with: its label, or codec name (default: JPEG).")
   define("title", "", "Heading of the page (default: the data set).")
@@ -125,6 +137,10 @@ def _define(values: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_list(
     "runs", [], "Globs of run directories: only these, and which of them have no results.",
     flag_values=values,
+  )  # fmt: skip
+  absl_flags.DEFINE_bool(
+    "compact", False, "Write neither records.csv nor crops/*.png, for a report under version "
+    "control: the results hold the one, the page the other.", flag_values=values,
   )  # fmt: skip
   absl_flags.DEFINE_list(
     "published", ["default"],
@@ -152,8 +168,9 @@ def run(argv: Sequence[str], say: Callable[[str], None] = print) -> pathlib.Path
   crops = None
   if values.crop != "none":
     wanted = report_crops.parse(values.crop, values.crop_bpp, values.crop_curves)
-    crops = report_crops.make(report, values.dataset, wanted)
-  path = write(report, values.out or configs.REPORTS_DIR / hyper.safe_name(dataset), crops)
+    crops = report_crops.make(report, values.dataset, wanted, values.pictures_dir)
+  out = values.out or configs.REPORTS_DIR / hyper.safe_name(dataset)
+  path = write(report, out, crops, values.compact)
   say(summary(report))
   if crops is not None and crops.missing:
     say(f"No decoded picture: {count(len(crops.missing), 'curve')}; the page names the commands.")

@@ -143,9 +143,16 @@ class Report:
 
   @functools.cached_property
   def _trainings(self) -> dict[tuple[str, int], Training]:
-    first = {(report_data.trained_run(r.run), r.step): r for r in self.loaded.results}
-    found = {key: report_data.training(r) for key, r in first.items() if key[0]}
+    of_run: dict[tuple[str, int], results.ResultFile] = {}
+    # Those of the run itself know its size, those of latents that were optimised with it do not.
+    for r in sorted(self.loaded.results, key=lambda r: "num_parameters" not in r.run):
+      of_run.setdefault((report_data.trained_run(r.run), r.step), r)
+    found = {key: report_data.training(r) for key, r in of_run.items() if key[0]}
     return {key: training for key, training in found.items() if training is not None}
+
+  def machines(self) -> list[str]:
+    """What the runs were trained on."""
+    return sorted({t.machine for t in self._trainings.values() if t.machine})
 
   def state(self, result: results.ResultFile) -> str:
     """The state of the run that was measured, where the runs were asked for."""
@@ -183,7 +190,7 @@ def build(
     bd.AnchorError: No curve is called like the anchor.
     runs.RunError: A glob matches no run.
   """
-  statuses = run_statuses(run_globs) if run_globs else []
+  statuses = run_statuses(run_globs, dataset) if run_globs else []
   selected = {s.key for s in statuses if s.key is not None} if run_globs else None
   loaded = load(results_dir, dataset, selected)
   known, damaged = load_published(published_dir or configs.PUBLISHED_DIR, dataset)

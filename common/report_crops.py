@@ -19,7 +19,7 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image
 
-from common import bd, bitstream, classical, data, datasets, hyper, results
+from common import bd, bitstream, classical, data, datasets, hyper, results, runs
 from common.report_content import Crop, Crops, NoCrop, Report, ReportError
 
 SIDE = 192
@@ -102,13 +102,16 @@ class _Picture:
   remark: str = ""
 
 
-def make(report: Report, dataset: str, wanted: Wanted) -> Crops:
+def make(
+  report: Report, dataset: str, wanted: Wanted, pictures_dir: Optional[runs.PathLike] = None
+) -> Crops:
   """The crops of a report.
 
   Args:
     report: With its results.
     dataset: As the data set is found: a name or a path.
     wanted: What to show.
+    pictures_dir: The results folder whose decoded pictures are used; that of the report if None.
 
   Raises:
     ReportError: No picture, no curve or no place of the picture is like what is wanted.
@@ -135,7 +138,8 @@ def make(report: Report, dataset: str, wanted: Wanted) -> Crops:
       missing.append(NoCrop(s, f"its results have no picture called {name}"))
       continue
     nearest = min(points[s.curve.label], key=lambda c: abs(math.log(c.record.bpp / target)))
-    got = _decoded(report, nearest, original, dataset, patient=bool(wanted.curves))
+    pictures = pictures_dir or report.results_dir
+    got = _decoded(report, nearest, original, dataset, pictures, patient=bool(wanted.curves))
     if isinstance(got, NoCrop):
       missing.append(got)
     else:
@@ -216,7 +220,12 @@ def common_rate(curves: Sequence[Sequence[float]]) -> float:
 
 
 def _decoded(
-  report: Report, candidate: _Candidate, original: np.ndarray, dataset: str, patient: bool
+  report: Report,
+  candidate: _Candidate,
+  original: np.ndarray,
+  dataset: str,
+  pictures_dir: runs.PathLike,
+  patient: bool,
 ) -> Union[_Picture, NoCrop]:
   """The decoded picture, or why there is none."""
   if candidate.result.run["family"] == classical.FAMILY:
@@ -225,7 +234,7 @@ def _decoded(
       reason = f"coding it anew takes about {seconds:.0f} s; --crop_curves with its name does it"
       return NoCrop(candidate.series, reason)
     return _coded_anew(candidate, original)
-  path = _saved(report, candidate)
+  path = _saved(pictures_dir, candidate)
   if path is None:
     return NoCrop(
       candidate.series, "no decoded picture was saved", _command(report, candidate, dataset)
@@ -266,17 +275,17 @@ def _coded_anew(candidate: _Candidate, original: np.ndarray) -> Union[_Picture, 
   )
 
 
-def _saved(report: Report, candidate: _Candidate) -> Optional[pathlib.Path]:
+def _saved(pictures_dir: runs.PathLike, candidate: _Candidate) -> Optional[pathlib.Path]:
   """The picture that the evaluation wrote, or that the iterative inference keeps in its run."""
   name = candidate.record.image
-  folder = results.pictures_dir(report.results_dir, candidate.result)
+  folder = results.pictures_dir(pictures_dir, candidate.result)
   places = [folder / pathlib.PurePosixPath(name).with_suffix(".png")]
   workdir = candidate.result.run.get("workdir")
   if candidate.result.mode == "itinf" and workdir:
     safe = hyper.safe_name(name)
     if safe != name:
       safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    places.append(pathlib.Path(workdir) / "images" / safe / "reconstruction.png")
+    places.append(results.located(workdir) / "images" / safe / "reconstruction.png")
   return next((p for p in places if p.is_file()), None)
 
 

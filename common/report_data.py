@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
-from common import bd, hyper, results, runs
+from common import bd, datasets, hyper, results, runs
 
 PUBLISHED_SCHEMA_VERSION = 1
 
@@ -276,8 +276,10 @@ class RunStatus:
   detail: str
 
 
-def run_statuses(patterns: Sequence[str]) -> list[RunStatus]:
+def run_statuses(patterns: Sequence[str], dataset: str) -> list[RunStatus]:
   """The runs that match the globs; experiments whose name starts with `_` are left out.
+
+  So are runs that optimise the latents of another data set's pictures than `dataset`.
 
   Raises:
     runs.RunError: A glob matches no run.
@@ -285,9 +287,19 @@ def run_statuses(patterns: Sequence[str]) -> list[RunStatus]:
   found: dict[pathlib.Path, RunStatus] = {}
   for pattern in patterns:
     for run in runs.find_runs(pattern):
-      if not run.path.parent.name.startswith("_"):
+      if not run.path.parent.name.startswith("_") and not _is_of_other_pictures(run, dataset):
         found[run.path] = _run_status(run)
   return list(found.values())
+
+
+def _is_of_other_pictures(run: runs.RunDir, dataset: str) -> bool:
+  try:
+    unit = run.read_work_unit()
+    if unit.task != "itinf":
+      return False
+    return datasets.label(unit.config["data_config"]["dataset"]) != dataset
+  except (runs.RunError, hyper.ConfigError, OSError, KeyError, TypeError, AttributeError):
+    return False  # Its status says what is wrong with it.
 
 
 def _run_status(run: runs.RunDir) -> RunStatus:
@@ -309,12 +321,16 @@ class Training:
 
   Attributes:
     steps: Of the weights that were measured.
-    minutes: Wall time at work, without the waits between starts; None where the run directory is
-      not here or its records do not tell.
+    minutes: Wall time at work, without the waits between starts; None where neither the run
+      directory nor the results tell.
+    machine: What it ran on; empty where that is not known.
+    parameters: Trained numbers of the model; None where that is not known.
   """
 
   steps: int
   minutes: Optional[float]
+  machine: str = ""
+  parameters: Optional[int] = None
 
 
 def trained_run(run: Mapping[str, Any]) -> str:
@@ -326,9 +342,31 @@ def training(result: results.ResultFile) -> Optional[Training]:
   """The training behind a results file; None for codecs that are not trained."""
   if result.step <= 0:
     return None
+  known = result.run.get("training") or {}  # Published results bring it along.
+  minutes, machine = known.get("minutes"), str(known.get("machine", ""))
   folder = trained_run(result.run)
-  minutes = _minutes(runs.RunDir(pathlib.Path(folder))) if folder else None
-  return Training(result.step, minutes)
+  if folder:
+    run = runs.RunDir(results.located(folder))
+    minutes = _minutes(run) if minutes is None else minutes
+    machine = machine or _machine(run)
+  return Training(result.step, minutes, machine, _parameters(result))
+
+
+def _parameters(result: results.ResultFile) -> Optional[int]:
+  """As the results say, those of older versions by their profile, if they have one."""
+  if "num_parameters" in result.run:
+    return int(result.run["num_parameters"])
+  stages = (result.profile or {}).get("stages", {})
+  return sum(int(stage["num_parameters"]) for stage in stages.values()) if stages else None
+
+
+def _machine(run: runs.RunDir) -> str:
+  """The processor of a run's last start, in the words of `runs.processor`."""
+  try:
+    start = runs.read_json(run.environment_file)[-1]
+    return f"{start['cpu']}, {start['num_cpus']} CPUs"
+  except (runs.RunError, OSError, KeyError, TypeError, IndexError):
+    return ""
 
 
 def _minutes(run: runs.RunDir) -> Optional[float]:

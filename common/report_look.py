@@ -186,7 +186,7 @@ max-width:none;font-size:.9rem}
 .legend label{display:flex;gap:.4rem;align-items:center;cursor:pointer}
 .legend label>span{display:flex}
 .legend input{width:.8rem;height:.8rem;margin:0;accent-color:var(--grey)}
-.scroll{overflow-x:auto;margin:.75rem 0}
+.scroll{position:relative;overflow-x:auto;margin:.75rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums;
 width:100%}
 th,td{padding:.4rem .8rem .4rem 0;text-align:left;vertical-align:top;
@@ -249,7 +249,7 @@ grid-template-columns:repeat(auto-fill,minmax(min(15rem,45%),1fr))}
 details{margin:.75rem 0}
 @media(max-width:40rem){
 .legend{flex-direction:column}
-.cards thead{position:absolute;clip-path:inset(50%)}
+.cards thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .cards tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.3rem .8rem;padding:.7rem 0;
 border-bottom:1px solid var(--line)}
 .cards td{padding:0;border:0;text-align:left;white-space:normal;min-width:0;align-self:end}

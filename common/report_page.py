@@ -14,6 +14,9 @@ from common.report_plots import COST_AXES, Plot, why_not
 if TYPE_CHECKING:
   from common.report_content import Crops, Report
 
+# The table of more results than this is folded up.
+_RUNS_SHOWN = 60
+
 _CONVENTIONS = """
 <ul>
 <li><b>Rate</b>: 8 × bytes of the whole file, header included, over the picture’s pixels; then the
@@ -39,14 +42,21 @@ RGB.</li>
 """
 
 
-def page(report: "Report", plots: Sequence[Plot], crops: Optional["Crops"] = None) -> str:
+def page(
+  report: "Report",
+  plots: Sequence[Plot],
+  crops: Optional["Crops"] = None,
+  with_records: bool = True,
+) -> str:
   """The HTML page; it loads nothing from elsewhere.
 
   Args:
     report: What it says.
     plots: Its plots, those of costs among them.
     crops: The same piece of a picture from every curve; None where none were asked for.
+    with_records: Whether `records.csv` is beside it.
   """
+  records = ", <code>records.csv</code> (every picture of every run)" if with_records else ""
   parts = [
     '<!doctype html><html lang="en"><head><meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width,initial-scale=1">',
@@ -63,13 +73,13 @@ def page(report: "Report", plots: Sequence[Plot], crops: Optional["Crops"] = Non
     _crops(report, crops),
   ]
   if report.loaded.results:
-    parts.append(f"<section><h2>Runs</h2>{report_tables.runs(report)}</section>")
+    parts.append(f"<section><h2>Runs</h2>{_runs(report)}</section>")
   parts += [_missing(report), _left_out(report)]
   parts.append(f"<section><h2>How it was measured</h2>{_CONVENTIONS}{_sources(report)}</section>")
   parts.append(
     '<footer class="note">The numbers are beside this page: <code>curves.csv</code>, '
-    "<code>bd_rate.csv</code>, <code>bd_matrix.csv</code> (every pair), <code>costs.csv</code>, "
-    f"<code>records.csv</code> (every picture of every run){_plot_files(plots)}.</footer>"
+    "<code>bd_rate.csv</code>, <code>bd_matrix.csv</code> (every pair), <code>costs.csv</code>"
+    f"{records}{_plot_files(plots)}.</footer>"
     "</body></html>\n"
   )
   return "\n".join(p for p in parts if p)
@@ -98,7 +108,7 @@ def _comparison(report: "Report") -> str:
   if not report.comparisons:
     text = "<p>There is no other curve to compare.</p>"
   else:
-    text = report_tables.comparison(report, report.anchor)
+    text = report_tables.comparison(report, report.anchor) + _trained_on(report)
     sentences = "".join(
       f"<li><b>{escape(c.series.curve.label)}</b>: {escape(bd.gain_sentence(c.gain))}</li>"
       for c in report.comparisons
@@ -110,6 +120,16 @@ def _comparison(report: "Report") -> str:
         f"<ul>{sentences}</ul></details>"
       )
   return f"<section><h2>Compared with {label}</h2>{text}</section>"
+
+
+def _trained_on(report: "Report") -> str:
+  machines = report.machines()
+  if len(machines) != 1:  # Of several, each curve names its own.
+    return ""
+  return (
+    f'<p class="note">Trained on: {escape(machines[0])}. Minutes are wall time, beside whatever '
+    "else ran there.</p>"
+  )
 
 
 def _matrix(report: "Report") -> str:
@@ -338,6 +358,13 @@ def _plot_note(report: "Report") -> str:
 def _plot_files(plots: Sequence[Plot]) -> str:
   names = [f"<code>{p.file}</code>" for p in plots]
   return f", and the plots with a legend as .svg and .png: {', '.join(names)}" if names else ""
+
+
+def _runs(report: "Report") -> str:
+  text, number = report_tables.runs(report), len(report.loaded.results)
+  if number <= _RUNS_SHOWN:
+    return text
+  return f"<details><summary>All {number} results, curve by curve</summary>{text}</details>"
 
 
 def _missing(report: "Report") -> str:

@@ -264,7 +264,7 @@ def _axes() -> Iterator[Any]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=3)
-    figure.subplots_adjust(left=0.145, right=0.985, bottom=0.135, top=0.975)
+    figure.subplots_adjust(left=0.145, right=0.97, bottom=0.135, top=0.975)
     yield axes
 
 
@@ -339,8 +339,11 @@ def _limits(
   runs_only = [points for s, points in own if not s.curve.group.startswith("classical-")]
   ends = [max(b for b, _ in points) for points in (runs_only or [p for _, p in own])]
   middle = statistics.median(ends)
-  x_high = middle if all(s.published for s, _ in own) else min(max(ends), 2 * middle)
-  x_high *= 1.25 if runs_only and len(runs_only) < len(own) else 1.04
+  if all(s.published for s, _ in own):
+    x_high = 1.04 * middle
+  else:
+    room = 1.25 if runs_only and len(runs_only) < len(own) else 1.04
+    x_high = min(room * max(ends), 1.6 * middle)
   shown = [[v for b, v in points if b <= x_high] for _, points in own]
   lows, highs = [min(v) for v in shown if v], [max(v) for v in shown if v]
   span = statistics.median(highs) - statistics.median(lows)

@@ -152,7 +152,7 @@ def _overhead(result: results.ResultFile) -> str:
 
 
 def training_text(report: "Report", series: Series) -> str:
-  """What the training of a curve's runs took, where that is known: "7 runs, 200 steps each"."""
+  """The model's size and what its training took, where that is known."""
   found = {}
   for r in report.members(series):
     training = report.training(r)
@@ -160,14 +160,30 @@ def training_text(report: "Report", series: Series) -> str:
       found[report_data.trained_run(r.run)] = training
   if not found:
     return ""
+  sizes = sorted({t.parameters for t in found.values() if t.parameters is not None})
+  text = f"{_span([f'{s:,}' for s in sizes])} parameters, " if sizes else ""
   steps = [t.steps for t in found.values()]
-  text = f"{len(found)} trained runs of " if len(found) > 1 else "trained for "
+  text += f"{len(found)} trained runs of " if len(found) > 1 else "trained for "
   text += _span([f"{s:,}" for s in sorted(steps)]) + " steps"
   minutes = sorted(t.minutes for t in found.values() if t.minutes is not None)
   if minutes:
     each = " each" if len(found) > 1 else ""
     text += f", {_span([f'{m:,.{1 if m < 10 else 0}f}' for m in minutes])} min{each}"
-  return text
+  machines = sorted({t.machine for t in found.values() if t.machine})
+  if machines and len(report.machines()) > 1:
+    text += f" on {' and '.join(machines)}"
+  return "; ".join([text, *_optimisation(report, series)])
+
+
+def _optimisation(report: "Report", series: Series) -> list[str]:
+  """How long the latents of each picture were optimised, if they were."""
+  said: dict[str, None] = {}
+  for r in report.members(series):
+    method = (r.config.get("itinf_config") or {}).get("method")
+    if r.mode == "itinf" and method is not None:
+      steps = r.config["train_eval_config"]["num_steps"]
+      said[f"then {steps:,} steps of {method} for each picture"] = None
+  return list(said)
 
 
 def _span(ordered: Sequence[str]) -> str:

@@ -69,7 +69,8 @@ class ResultFile:
 
   Attributes:
     run: family, xid, wid, runname, commit, dirty, workdir; `label` names the curve it lies on,
-      `device` is what ran it.
+      `device` is what ran it; of trained models `fingerprint` and `num_parameters`, of published
+      ones `training` (minutes, machine).
       Where one run gives curves of its own (several rates, several methods), `curve` tells them
       apart, and each point has its own runname.
     config: The run's whole config (a classical codec's settings).
@@ -318,6 +319,27 @@ def code_hash(*packages: str) -> str:
   return whole.hexdigest()
 
 
+# What published results call the folders of experiments, wherever this site has them.
+_EXPERIMENTS = {"train_xms": configs.TRAIN_DIR, "itinf_xms": configs.ITINF_DIR}
+
+
+def portable(path: str) -> str:
+  """A run's directory as results name it that leave this machine: `train_xms/<xid>/<run>`.
+
+  Others end in their last two parts too, which are the experiment and the run.
+  """
+  for name, folder in _EXPERIMENTS.items():
+    with contextlib.suppress(ValueError):
+      return f"{name}/{pathlib.Path(path).relative_to(folder).as_posix()}"
+  return "/".join(pathlib.PurePath(path).parts[-2:]) if path.startswith("/") else path
+
+
+def located(path: str) -> pathlib.Path:
+  """Where a run's directory would be on this machine, of a name that `portable` may have made."""
+  first, _, rest = path.partition("/")
+  return _EXPERIMENTS[first] / rest if first in _EXPERIMENTS else pathlib.Path(path)
+
+
 def check_writable(path: Union[str, pathlib.Path]) -> None:
   """Tries to write beside a results file that is still to be made: before hours of work.
 
@@ -442,6 +464,12 @@ def group_of(run: Mapping[str, Any]) -> str:
   return f"{run['family']}-{run['xid']}" + (f"-{curve}" if curve else "")
 
 
+def _kind(run: Mapping[str, Any], label: str, mode: str) -> str:
+  """What tells a curve from others of its label: its method, or where its rate comes from."""
+  curve = run.get("curve")
+  return curve if curve and curve not in label else mode
+
+
 def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
   group, mode = key
   points = []
@@ -458,7 +486,7 @@ def _curve(key: tuple[Any, ...], members: list[ResultFile]) -> RDCurve:
   has_lpips = all(p[3] is not None for p in points)
   has_mse = all(p[4] is not None for p in points)
   return RDCurve(
-    label=label if mode == "bitstream" else f"{label} ({run.get('curve') or mode})",
+    label=label if mode == "bitstream" else f"{label} ({_kind(run, label, mode)})",
     bpp=tuple(p[0] for p in points),
     psnr_db=tuple(p[1] for p in points),
     source=mode,

@@ -34,7 +34,7 @@ METHODS = ("vbq", "uniform", "kmeans")
 
 USAGE = """
 python -m factorized.vbq_eval --workdir RUN --calibration DATASET --dataset DATASET
-    [--methods vbq,uniform,kmeans] [--make_default] [--export FILE.npz]
+    [--methods vbq,uniform,kmeans] [--make_default] [--export FILE.npz] [--profile]
 
 Quantizes a trained VAE (factorized/configs/bls2017_vae.py) at all rates, and measures its files.
 """
@@ -50,6 +50,7 @@ def evaluate(
   skip_existing: bool = True,
   export: Optional[runs.PathLike] = None,
   make_default: bool = False,
+  profile: bool = False,
 ) -> list[pathlib.Path]:
   """Makes a run's quantizers, measures them, and writes a results file a method and setting.
 
@@ -64,6 +65,8 @@ def evaluate(
     export: An `.npz` for all measurements as arrays; then everything is measured anew.
     make_default: Whether the run codes with this calibration's VBQ quantizer from now on, also
       where it has one.
+    profile: Whether to measure what the model costs, with the first of the methods, print that and
+      put it into the results of that method.
 
   Returns:
     The results files.
@@ -92,10 +95,19 @@ def evaluate(
       quantizers.use_as_default(make_default)
     codec.prepare(coder.arrays())
     headers = _headers(run, number, codec, quantizers, images)
+    if profile and method == methods[0]:
+      typical = eval_lib.typical_image(dataset, images)
+      cost = eval_lib.profile_and_print(codec, *typical, step=number)
+      headers = [dataclasses.replace(h, profile=cost) for h in headers]
     there = [results.result_path(results_dir, images.name, "vbq", h.run, number) for h in headers]
     paths += there
     done = [_is_current(path, header) for path, header in zip(there, headers)]
     if skip_existing and export is None and all(done):
+      for path, header in zip(there, headers):
+        if header.profile is not None:
+          results.write(
+            results_dir, dataclasses.replace(results.read(path), profile=header.profile)
+          )
       _LOG.info("%s: all results are there already (--skip_existing=false measures anew).", method)
       continue
     anew = not skip_existing or export is not None
@@ -133,7 +145,7 @@ def _headers(
   from common import eval_lib
 
   unit, coder = run.read_work_unit(), codec.coder
-  facts = {**eval_lib.run_facts(run), "fingerprint": codec.fingerprint.hex()}
+  facts = {**eval_lib.run_facts(run), **eval_lib.codec_facts(codec)}
   calibrated = f"cal={quantizers.calibration}"
   return [
     results.ResultFile(
@@ -433,6 +445,10 @@ def _define(values: absl_flags.FlagValues) -> None:
     "make_default", False, "Let ./ntc.py and factorized.eval use this calibration's VBQ quantizer "
     "from now on, also where the run has one of another calibration.", flag_values=values,
   )  # fmt: skip
+  absl_flags.DEFINE_bool(
+    "profile", False, "Measure FLOPs per pixel, parameters and seconds of the model's stages too, "
+    "and put them into the results.", flag_values=values,
+  )  # fmt: skip
   text("export", None, "Write all measurements as arrays to this .npz.", flag_values=values)
   text("step", None, "Of the checkpoint, or 'best'; default the newest.", flag_values=values)
   text("results_dir", str(configs.RESULTS_DIR), "Where results go.", flag_values=values)
@@ -483,6 +499,7 @@ def main(argv: Sequence[str]) -> int:
         skip_existing=values.skip_existing,
         export=values.export,
         make_default=values.make_default,
+        profile=values.profile,
       )
     except KeyboardInterrupt:
       return 130

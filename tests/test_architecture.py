@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A: plain Python. B: tensors, no files. C: loops and files.
 ROOMS = {
-  "A": "bd datasets fetch flags hyper launchers report_content report_cost report_data report_look "
-  "report_page report_plots report_tables results runs slurm supervise train_options unpack venv",
+  "A": "bd datasets fetch flags hyper launchers publish report_content report_cost report_data "
+  "report_look report_page report_plots report_tables results runs slurm supervise train_options "
+  "unpack venv",
   "B": "averages bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg "
   "lpips metrics numerics precision profiling quantizers rd schedules tiling transforms "
   "transforms_elic transforms_shallow",

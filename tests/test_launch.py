@@ -827,6 +827,11 @@ def test_launch_eval_leaves_out_experiments_that_are_put_aside(command, capsys, 
   assert out.count("fake.eval") == 2 and "_old" in out
   code, _, err = evaluate(command, capsys, f"--workdirs={command.experiments}/_*", *rest)
   assert code == 2 and "name one" in err
+  argv = [f"--workdirs={command.experiments}/x", *rest]
+  _, out, _ = evaluate(command, capsys, *argv, "--skip=wid=0-*")
+  assert out.count("fake.eval") == 1 and "wid=0-" not in out
+  code, _, err = evaluate(command, capsys, *argv, "--skip=wid=*")
+  assert code == 2 and "--skip=wid=* leaves out all 2 runs" in err
 
 
 @pytest.mark.slow

@@ -565,6 +565,24 @@ def test_results_that_are_there_are_left(run, evaluated, pictures, odd_pictures)
   assert {p: p.stat().st_mtime_ns for p in evaluated.rglob("*.json")} == before
 
 
+def test_a_profile_joins_the_results_of_the_first_method(
+  run, evaluated, pictures, odd_pictures, tmp_path, capsys
+):
+  copy = tmp_path / "results"
+  shutil.copytree(evaluated / "results", copy)
+  assert _evaluate(run, pictures, odd_pictures, tmp_path, "--profile") == 0
+  assert "FLOPs/pixel" in capsys.readouterr().out
+  found = [results.read(p) for p in copy.rglob("*.json")]
+  counted = {r.config["quantizer"]["method"] for r in found if r.profile is not None}
+  assert counted == {"vbq"}
+  codec = _codec(run)
+  expected = sum(v.numpy().size for v in codec.trainable_variables)
+  assert {r.run["num_parameters"] for r in found} == {expected}
+  for path in copy.rglob("*.json"):
+    before = results.read(evaluated / path.relative_to(tmp_path))
+    assert results.read(path).records == before.records
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(
   run, evaluated, pictures, odd_pictures, tmp_path, monkeypatch
 ):
