@@ -38,7 +38,7 @@ if TYPE_CHECKING:
   from common.codec import BuildCodec, TrainableCodec
 
 SUFFIX = ".ntcm"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: other integer kernels of the hyper-synthesis.
 
 # What a model says of its training: nothing of the machine.
 TRAINING_FACTS = ("xid", "wid", "runname", "commit", "dirty")

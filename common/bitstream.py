@@ -20,7 +20,7 @@ import dataclasses
 import os
 import zlib
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: large sections in streams; integer hyper-synthesis in float32.
 FINGERPRINT_BYTES = 6
 MAX_SECTIONS = 16
 

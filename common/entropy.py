@@ -7,10 +7,12 @@ instead of 12: the quantized probabilities then cost below 0.1% over the likelih
 import dataclasses
 import functools
 import math
+import os
 import types
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Callable, Optional
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -18,12 +20,15 @@ import tensorflow_compression as tfc
 
 from common.bitstream import BitstreamError, Cursor, varint
 
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
 PRECISION = 16  # Bits of the quantized probabilities.
 _TAIL_MASS = 2.0**-15  # Coded by the escape symbol, each side half of it.
 _TAIL_DEVIATIONS = 4.17  # Where a normal density has that tail mass.
 _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
 MAX_ABS_SYMBOL = 1 << 28
-_SYMBOLS_AT_ONCE = 1 << 22  # In the range coder.
+_SYMBOLS_A_STREAM = 1 << 18  # At most; more are coded in several streams.
 OFFSET_BITS = 10  # Fractional bits of a factorized prior's quantization offset.
 
 # The 64 scales of the Gaussian conditional, 0.11 to 256: natural logarithms, evenly spaced.
@@ -110,11 +115,13 @@ def _quantize(pmf: np.ndarray, total: int) -> np.ndarray:
 
 
 def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray] = None) -> bytes:
-  """Codes integers.
+  """Codes integers, in streams of their own for bands of them: several threads at once.
 
-  The bytes: the length of the overflow (varint), the overflow, the range coder's bytes. A value
-  outside of its row is the escape symbol in the range coder, and its distance a varint in the
-  overflow. (tensorflow_compression's own escape decodes damaged data without end.)
+  The bytes: for each stream but the last its length (varint), then the streams. A stream: the
+  length of the overflow (varint), the overflow, the range coder's bytes. A value outside of its row
+  is the escape symbol in the range coder, and its distance a varint in the overflow.
+  (tensorflow_compression's own escape decodes damaged data without end.) A stream more costs about
+  five bytes; how many there are follows from the shape alone.
 
   Args:
     tables: The distributions.
@@ -125,25 +132,34 @@ def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]
   if max(symbols.max(initial=0), -int(symbols.min(initial=0))) > MAX_ABS_SYMBOL:
     raise ValueError(f"Symbols lie within -{MAX_ABS_SYMBOL}..{MAX_ABS_SYMBOL}.")
   flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
-  overflow = []
+
+  def encode_band(band: slice) -> bytes:
+    return _encode_stream(tables, flat[band], None if flat_rows is None else flat_rows[band])
+
+  streams = _in_threads(encode_band, _bands(flat.shape))
+  return b"".join(varint(len(s)) for s in streams[:-1]) + b"".join(streams)
+
+
+def _encode_stream(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]) -> bytes:
+  """One stream of `encode`; [n, C]."""
+  at = None if rows is None else rows.astype(np.int32)
+  chosen = slice(None) if at is None else at
+  escape = tables.escape[chosen]
+  relative = symbols.astype(np.int32) - tables.first[chosen]
+  outside = relative.view(np.uint32) >= escape.view(np.uint32)  # Negative ones are large there.
+  overflow = b""
+  if outside.any():
+    above = relative - escape
+    distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
+    overflow = b"".join(varint(int(d)) for d in distance)
+    relative = np.where(outside, escape, relative).astype(np.int32)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    for part in _parts(flat.shape):
-      at = None if flat_rows is None else flat_rows[part].astype(np.int32)
-      chosen = slice(None) if at is None else at
-      escape = tables.escape[chosen]
-      relative = flat[part].astype(np.int32) - tables.first[chosen]
-      above = relative - escape
-      outside = (relative < 0) | (above >= 0)
-      distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
-      overflow.append(b"".join(varint(int(d)) for d in distance))
-      relative = np.where(outside, escape, relative).astype(np.int32)
-      if at is None:
-        handle = tfc.entropy_encode_channel(handle, relative)
-      else:
-        handle = tfc.entropy_encode_index(handle, at, relative)
-    escapes = b"".join(overflow)
-    return varint(len(escapes)) + escapes + tfc.entropy_encode_finalize(handle).numpy()
+    if at is None:
+      handle = tfc.entropy_encode_channel(handle, relative)
+    else:
+      handle = tfc.entropy_encode_index(handle, at, relative)
+    return varint(len(overflow)) + overflow + tfc.entropy_encode_finalize(handle).numpy()
 
 
 def _flat(symbols: np.ndarray) -> np.ndarray:
@@ -151,12 +167,21 @@ def _flat(symbols: np.ndarray) -> np.ndarray:
   return symbols.reshape(-1, symbols.shape[-1]) if symbols.ndim > 1 else symbols.reshape(1, -1)
 
 
-def _parts(shape: Sequence[int]) -> Iterator[slice]:
-  """Rows of [n, C] that are coded at once: the coder's bytes do not depend on it, its memory
-  does."""
-  at_once = max(1, _SYMBOLS_AT_ONCE // max(1, shape[1]))
-  for begin in range(0, max(1, shape[0]), at_once):
-    yield slice(begin, begin + at_once)
+def _bands(shape: Sequence[int]) -> list[slice]:
+  """The bands of [n, C] that are coded as streams of their own: at least one, of about the same
+  size. They also bound what is in memory at once."""
+  count = max(1, min(shape[0], -(-shape[0] * shape[1] // _SYMBOLS_A_STREAM)))
+  return [slice(i * shape[0] // count, (i + 1) * shape[0] // count) for i in range(count)]
+
+
+def _in_threads(function: Callable[[_T], _U], arguments: Sequence[_T]) -> list[_U]:
+  """function of each argument, on as many threads as TensorFlow's operations have."""
+  threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+  threads = min(threads, len(arguments))
+  if threads == 1:
+    return [function(argument) for argument in arguments]
+  with futures.ThreadPoolExecutor(threads) as pool:
+    return list(pool.map(function, arguments))
 
 
 def decode(
@@ -174,27 +199,42 @@ def decode(
     numbers = np.bincount(rows.reshape(-1), minlength=len(tables.best_bits)) if count else 0
     fewest_bits = float(np.sum(numbers * tables.best_bits))
   check_room(data, count, fewest_bits)
-  cursor = Cursor(data)
-  overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
-  coded = cursor.rest()
   symbols = np.empty(shape, np.int32)
   flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
+  bands = _bands(flat.shape)
+  cursor = Cursor(data)
+  sizes = [cursor.varint("stream length") for _ in bands[1:]]
+  streams = [cursor.take(size, "stream") for size in sizes] + [cursor.rest()]
+
+  def decode_band(band_and_stream: tuple[slice, bytes]) -> None:
+    band, stream = band_and_stream
+    band_rows = None if flat_rows is None else flat_rows[band]
+    _decode_stream(tables, stream, flat[band], band_rows)
+
+  _in_threads(decode_band, list(zip(bands, streams)))
+  return symbols
+
+
+def _decode_stream(
+  tables: CodingTables, stream: bytes, symbols: np.ndarray, rows: Optional[np.ndarray]
+) -> None:
+  """One stream of `decode`, into `symbols` [n, C]."""
+  cursor = Cursor(stream)
+  overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
+  at = None if rows is None else rows.astype(np.int32)
+  size = list(symbols.shape)
   with tf.device("/cpu:0"):
-    handle = tfc.create_range_decoder(coded, tables.cdf)
-    for part in _parts(flat.shape):
-      at = None if flat_rows is None else flat_rows[part].astype(np.int32)
-      size = list(flat[part].shape)
-      if at is None:
-        handle, decoded = tfc.entropy_decode_channel(handle, size, tf.int32)
-      else:
-        handle, decoded = tfc.entropy_decode_index(handle, at, size, tf.int32)
-      flat[part] = _with_overflow(tables, decoded.numpy(), at, overflow)
+    handle = tfc.create_range_decoder(cursor.rest(), tables.cdf)
+    if at is None:
+      handle, decoded = tfc.entropy_decode_channel(handle, size, tf.int32)
+    else:
+      handle, decoded = tfc.entropy_decode_index(handle, at, size, tf.int32)
+    symbols[...] = _with_overflow(tables, decoded.numpy(), at, overflow)
     in_step = bool(tfc.entropy_decode_finalize(handle).numpy())
   if not in_step:
     raise BitstreamError("The range decoder ends out of step: the section is damaged.")
   if overflow.remaining:
     raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
-  return symbols
 
 
 def _with_overflow(
@@ -202,17 +242,17 @@ def _with_overflow(
 ) -> np.ndarray:
   """The integers that the range coder's symbols [n, C] stand for; escapes read `overflow`."""
   escape, first = (
-    np.broadcast_to(values, relative.shape) if rows is None else values[rows]
-    for values in (tables.escape, tables.first)
+    values if rows is None else values[rows] for values in (tables.escape, tables.first)
   )
-  escaped = np.nonzero(relative == escape)
-  if len(escaped[0]) > overflow.remaining:
-    raise BitstreamError("The section has more escapes than overflow values: damaged or hostile.")
-  if len(escaped[0]):
+  is_escape = relative == escape
+  if is_escape.any():
+    escaped = np.nonzero(is_escape)
+    if len(escaped[0]) > overflow.remaining:
+      raise BitstreamError("The section has more escapes than overflow values: damaged or hostile.")
+    escape, beginnings = (np.broadcast_to(v, relative.shape)[escaped] for v in (escape, first))
     values = np.array([overflow.varint("overflow") for _ in escaped[0]], np.int64)
-    limit = escape[escaped].astype(np.int64)
-    values = np.where(values % 2, -(values + 1) // 2, limit + values // 2)
-    if np.abs(values + first[escaped]).max() > MAX_ABS_SYMBOL:
+    values = np.where(values % 2, -(values + 1) // 2, escape.astype(np.int64) + values // 2)
+    if np.abs(values + beginnings).max() > MAX_ABS_SYMBOL:
       raise BitstreamError("An overflow value is out of range: damaged or hostile.")
     relative[escaped] = values
   return relative + first

@@ -28,7 +28,7 @@ from common import (
   train_lib,
   writers,
 )
-from common.codec import BuildCodec, Codec, TrainableCodec
+from common.codec import BuildCodec, Codec, Latents, TrainableCodec
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,9 +85,14 @@ def load_codec(
   return codec, number
 
 
-def estimate(codec: TrainableCodec, image: np.ndarray) -> tuple[float, np.ndarray]:
-  """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3])."""
-  latents = codec.latents_of(image)
+def estimate(
+  codec: TrainableCodec, image: np.ndarray, latents: Optional[Latents] = None
+) -> tuple[float, np.ndarray]:
+  """Bits by the prior's likelihoods, and the encoder's own reconstruction (uint8 [H, W, 3]).
+
+  `latents` are the picture's, where they are known already.
+  """
+  latents = codec.latents_of(image) if latents is None else latents
   size = (image.shape[0], image.shape[1])
   decoded = rd.reconstruct(codec, codec.rounded(latents), size)
   return codec.ideal_bits(latents), decoded
@@ -119,20 +124,25 @@ def record(
   """
   pixels = image.shape[0] * image.shape[1]
   estimated, own = (None, None)
-  if isinstance(codec, TrainableCodec) and data_bytes is None:
-    bits, own = estimate(codec, image)
-    estimated = bits / pixels
   seconds: list[Optional[float]] = [None, None]
   num_bytes: Optional[int] = None
-  if mode == "estimated":
+  began = time.perf_counter()
+  if isinstance(codec, TrainableCodec) and data_bytes is None:
+    # What `compress` does, in its two steps: the estimate needs the latents too.
+    latents = codec.latents_of(image)
+    if mode != "estimated":
+      data_bytes = codec.pack(latents, (image.shape[0], image.shape[1]))
+      seconds[0] = time.perf_counter() - began
+    bits, own = estimate(codec, image, latents)
+    estimated = bits / pixels
+  elif data_bytes is None and mode != "estimated":
+    data_bytes = codec.compress(image)
+    seconds[0] = time.perf_counter() - began
+  if data_bytes is None:
     if own is None or estimated is None:
       raise ValueError("Only trained codecs have an estimated rate.")
     decoded, bpp = own, estimated
   else:
-    began = time.perf_counter()
-    if data_bytes is None:
-      data_bytes = codec.compress(image)
-      seconds[0] = time.perf_counter() - began
     began = time.perf_counter()
     decoded = codec.decompress(data_bytes)
     seconds[1] = time.perf_counter() - began

@@ -298,6 +298,7 @@ class LatentOptimizer:
     self._steps: dict[Any, _Step] = {}
 
   def learning_rate(self, step: int) -> float:
+    """Of a step."""
     return self._learning_rate * (0.1 if step >= self._decay_after else 1.0)
 
   def scheduled(self, step: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

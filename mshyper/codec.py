@@ -224,14 +224,14 @@ class HyperpriorCodec(TrainableCodec):
     if self._exact.transform is None:
       parameters = self.graph("hyper_synthesis")(self.prior.values(z_symbols)).numpy()
       mean, log_scale = np.split(np.nan_to_num(parameters), 2, axis=-1)
-      rows = (log_scale - entropy.LOG_SCALE_MIN) / entropy.LOG_SCALE_STEP
-    else:
-      one = 2.0**exact.FRACTION_BITS
-      offset = self.prior.offset.numpy().astype(np.float64) * one  # Whole: entropy.OFFSET_BITS.
-      parameters = self._exact.transform(tf.constant(z_symbols * one + offset)).numpy()
-      mean, rows = np.split(parameters / one, 2, axis=-1)
-    rows = np.clip(np.floor(rows + 0.5), 0, entropy.NUM_SCALES - 1)
-    return mean.astype(np.float32), rows.astype(np.uint8)
+      rows = np.floor((log_scale - entropy.LOG_SCALE_MIN) / entropy.LOG_SCALE_STEP + 0.5)
+      return mean, _as_rows(rows)
+    one = 1 << exact.FRACTION_BITS
+    offset = self.prior.offset.numpy().astype(np.float64) * one  # Whole: entropy.OFFSET_BITS.
+    parameters = self._exact.transform(tf.constant(z_symbols * one + offset)).numpy()
+    means, numbers = np.split(parameters, 2, axis=-1)  # int32.
+    rows = (numbers + one // 2) >> exact.FRACTION_BITS
+    return means * np.float32(1 / one), _as_rows(rows)
 
   def ideal_bits(self, latents: Latents) -> float:
     """See `TrainableCodec.ideal_bits`; tile by tile."""
@@ -340,6 +340,10 @@ def _values(symbols: np.ndarray, mean: np.ndarray) -> tf.Tensor:
   for row in range(mean.shape[1]):
     mean[:, row] += symbols[:, row]
   return tf.constant(mean)
+
+
+def _as_rows(rows: np.ndarray) -> np.ndarray:
+  return np.clip(rows, 0, entropy.NUM_SCALES - 1).astype(np.uint8)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -304,7 +304,7 @@ def _huge_header(member):
 
 
 FORGERIES = {
-  "a newer version": (_set("schema_version", 2), "schema version 2"),
+  "a newer version": (_set("schema_version", 3), "schema version 3"),
   "no version": (_set("schema_version", None), "schema version None"),
   "no config": (_set("model_config", None), "lacks fields"),
   "a fingerprint that is none": (_set("fingerprint", "xyz"), "lacks fields"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import entropy
-from common.bitstream import BitstreamError
+from common.bitstream import BitstreamError, varint
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,64 @@ def test_any_symbols_come_back(prior, seed, scale, shape):
   symbols = np.random.default_rng(seed).normal(0, scale + 1e-9, (*shape, 5)).astype(np.int32)
   data = entropy.encode(prior.tables, symbols)
   np.testing.assert_array_equal(entropy.decode(prior.tables, data, symbols.shape), symbols)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  seed=st.integers(0, 2**32 - 1),
+  shape=st.tuples(st.just(1), st.integers(0, 9), st.integers(1, 9)),
+  at_most=st.sampled_from([1, 7, 40, 100]),
+  with_rows=st.booleans(),
+)
+def test_symbols_of_many_streams_come_back(prior, normal, seed, shape, at_most, with_rows):
+  random = np.random.default_rng(seed)
+  shape = (*shape, 5)
+  symbols = random.normal(0, 30, shape).astype(np.int32)
+  rows = random.integers(0, 64, shape).astype(np.uint8) if with_rows else None
+  tables = normal.tables if with_rows else prior.tables
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(entropy, "_SYMBOLS_A_STREAM", at_most)
+    data = entropy.encode(tables, symbols, rows)
+    np.testing.assert_array_equal(entropy.decode(tables, data, shape, rows), symbols)
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_a_stream_is_what_its_band_gives_alone_on_any_number_of_threads(
+  prior, normal, with_rows, monkeypatch
+):
+  random = np.random.default_rng(0)
+  symbols = random.normal(0, 3, [1, 7, 9, 5]).astype(np.int32)
+  symbols[0, 3, 2] = 70_000
+  rows = random.integers(0, 64, symbols.shape).astype(np.uint8) if with_rows else None
+  tables = normal.tables if with_rows else prior.tables
+  flat, flat_rows = symbols.reshape(-1, 5), None if rows is None else rows.reshape(-1, 5)
+  alone = [
+    entropy.encode(tables, flat[part], None if flat_rows is None else flat_rows[part])
+    for part in (slice(0, 21), slice(21, 42), slice(42, 63))
+  ]
+  monkeypatch.setattr(entropy, "_SYMBOLS_A_STREAM", 120)
+  for threads in (1, 2, 8):
+    monkeypatch.setattr(
+      tf.config.threading, "get_intra_op_parallelism_threads", lambda n=threads: n
+    )
+    data = entropy.encode(tables, symbols, rows)
+    assert data == varint(len(alone[0])) + varint(len(alone[1])) + b"".join(alone)
+    np.testing.assert_array_equal(entropy.decode(tables, data, symbols.shape, rows), symbols)
+
+
+def test_streams_that_end_early_are_refused(normal, monkeypatch):
+  monkeypatch.setattr(entropy, "_SYMBOLS_A_STREAM", 100)
+  random = np.random.default_rng(0)
+  rows = random.integers(30, 64, [1, 8, 8, 4])
+  symbols = np.round(random.normal(0, SCALES[rows])).astype(np.int32)
+  section = entropy.encode(normal.tables, symbols, rows)
+  for forged in (
+    bytes([255, 127]) + section[1:],
+    b"\0" + section[1:],
+    section[: len(section) // 2],
+  ):
+    with pytest.raises(BitstreamError):
+      entropy.decode(normal.tables, forged, rows.shape, rows)
 
 
 def test_extreme_values_come_back(prior):

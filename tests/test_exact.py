@@ -1,5 +1,6 @@
 """Integer convolutions: the integers of plain arithmetic, near the float layers, or refused."""
 
+import fractions
 import functools
 
 import numpy as np
@@ -13,6 +14,8 @@ from common.layers import GDN, Conv2D, Conv2DTranspose, Sequential, same_origin
 
 ONE = 2**exact.FRACTION_BITS
 LIMIT = 2**22
+HIDDEN = 2047  # Between layers.
+HALF = fractions.Fraction(1, 2)
 
 # The layers of each stack; sizes below are odd, and smaller than the kernels.
 STACKS = {
@@ -62,13 +65,26 @@ def _integers(shape, seed=1):
 
 def _plain(layers, arrays, x):
   """What the stack computes, in Python's own integers, sum by sum from the layers' definition."""
+  return np.concatenate([_plain_image(layers, arrays, x[i : i + 1]) for i in range(len(x))])
+
+
+def _plain_image(layers, arrays, x):
   x = np.clip(np.vectorize(int, otypes=[object])(x), -LIMIT, LIMIT)
+  finer = 0
   for i, layer in enumerate(layers):
-    kernel = arrays[f"t/{i}/kernel"].astype(object)
-    bits = int(arrays[f"t/{i}/bits"])
-    total = _convolution(layer, x, kernel) + arrays[f"t/{i}/bias"].astype(object)
-    x = (total + ((1 << bits) >> 1)) >> bits  # To the nearest, halves up.
-    x = np.clip(x, -LIMIT if layer.activation is None else 0, LIMIT)
+    kernel, bias, bits, out = (arrays[f"t/{i}/{k}"] for k in ("kernel", "bias", "bits", "out"))
+    bits = np.broadcast_to(bits, out.shape) + (0 if i else exact.FRACTION_BITS)
+    two = fractions.Fraction(2)
+    sums = _convolution(layer, x, kernel.astype(object)) * two**-finer
+    sums = sums + bias.astype(object) * (two**-12 if i else 1)
+    sums = sums * [two ** int(o - b) for o, b in zip(out, bits)]  # Of `out` fractional bits.
+    if i + 1 == len(layers):
+      finer, limit = 0, LIMIT
+    else:
+      most = (sums if layer.activation is not None else abs(sums)).max()
+      finer, limit = sum(most * 2**k <= HIDDEN for k in range(1, 13)), HIDDEN
+    x = np.vectorize(lambda v, k=finer: (v * 2**k + HALF).__floor__(), otypes=[object])(sums)
+    x = np.clip(x, -limit if layer.activation is None else 0, limit)
   return x.astype(np.float64)
 
 
@@ -115,25 +131,48 @@ def test_the_integers_are_those_of_plain_arithmetic(name, size):
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_it_stays_as_near_to_the_float_layers_as_rounding_allows(name):
-  """The bound: each rounding of a kernel, bias or activation, times what later layers make of it.
-
-  An activation is rounded by half of 2^-10; kernels have more than 20 bits.
-  """
-  layers, transform, arrays = _stack(name)
+def test_it_stays_near_the_float_layers(name):
+  """Activations of 11 bits, and kernels of no fewer where they are so small."""
+  layers, transform, _ = _stack(name)
   x = _integers([2, 4, 3, 3])
-  bound, activations = 0.0, tf.constant(x / ONE, tf.float32)
-  for i, layer in enumerate(layers):
-    kernel = np.abs(layer.kernel.numpy())
-    bits = int(arrays[f"t/{i}/bits"])
-    assert bits + np.log2(kernel.max()) > 20
-    bound *= kernel.sum(axis=(0, 1, 2)).max()
-    inputs = np.prod(kernel.shape[:3]) * np.abs(activations).max()
-    bound += 0.5 / ONE + 2.0**-bits * (inputs + 1)
-    activations = layer(activations)
-  errors = transform(tf.constant(x)).numpy() / ONE - activations.numpy()
-  assert np.abs(errors).max() < bound + 1e-5
-  assert np.sqrt(np.mean(errors**2)) < 2 / ONE  # The bound is for the worst case.
+  expected = Sequential(layers)(tf.constant(x / ONE, tf.float32)).numpy()
+  errors = transform(tf.constant(x)).numpy() / ONE - expected
+  assert np.sqrt(np.mean(errors**2)) < 2 / ONE + (len(layers) > 1) * 0.006 * np.std(expected)
+  assert np.abs(errors).max() < 2 / ONE + (len(layers) > 1) * 0.01 * np.abs(expected).max()
+
+
+def test_channels_of_very_different_sizes_keep_their_precision():
+  layers = _randomize([Conv2D(3, 6, 3, activation="relu"), Conv2D(6, 4, 3)])
+  scales = 10.0 ** np.arange(-2, 4)
+  plain = Sequential(layers)(tf.constant(_integers([1, 4, 3, 3]) / ONE, tf.float32)).numpy()
+  layers[0].kernel.assign(layers[0].kernel * scales)
+  layers[0].bias.assign(layers[0].bias * scales)
+  layers[1].kernel.assign(layers[1].kernel / scales[:, None])
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  transform.use(transform.derive())
+  errors = transform(tf.constant(_integers([1, 4, 3, 3]))).numpy() / ONE - plain
+  assert np.sqrt(np.mean(errors**2)) < 0.01 * np.std(plain)
+
+
+@pytest.mark.parametrize("size", [0.003, 0.1, 30.0, 1000.0])
+def test_images_of_any_size_keep_their_precision_alone_and_in_a_batch(size):
+  """Without biases errors are proportional to outputs, but for the last rounding."""
+  layers = _randomize([Conv2D(3, 6, 3, activation="relu"), Conv2DTranspose(6, 4, 5, 2)])
+  for layer in layers:
+    layer.bias.assign(tf.zeros_like(layer.bias))
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  transform.use(transform.derive())
+  x = np.concatenate([_integers([1, 4, 3, 3]), np.round(size * _integers([1, 4, 3, 3], seed=5))])
+  expected = Sequential(layers)(tf.constant(x / ONE, tf.float32)).numpy()
+  errors = transform(tf.constant(x)).numpy() / ONE - expected
+  for error, values in zip(errors, expected):
+    assert np.sqrt(np.mean(error**2)) < 0.5 / ONE + 0.003 * np.std(values)
+
+
+def test_activations_beyond_the_coarsest_scale_are_clipped_alike():
+  layers, transform, arrays = _stack("hyper-synthesis")
+  x = _integers([1, 3, 4, 3]) * 1e6
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
 
 
 def test_a_gain_and_a_shift_apply_to_the_outputs():
@@ -143,7 +182,7 @@ def test_a_gain_and_a_shift_apply_to_the_outputs():
   other.use(other.derive(gain, shift))
   x = tf.constant(_integers([1, 3, 4, 3]))
   expected = transform(x).numpy() / ONE * gain + shift
-  np.testing.assert_allclose(other(x).numpy() / ONE, expected, atol=8.2 / ONE)
+  np.testing.assert_allclose(other(x).numpy() / ONE, expected, atol=12 / ONE, rtol=0.004)
 
 
 def test_a_batch_gives_what_each_image_gives_alone():
@@ -208,15 +247,44 @@ def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations):
     arrays = transform.derive()
   except ValueError as e:
     assert "too large" in str(e)
-    assert max(magnitudes) > 6 or biases > 9
+    assert max(magnitudes) > 4 or biases > 7
     return
-  for i in range(len(layers)):
-    kernel = arrays[f"t/{i}/kernel"].astype(object)
-    bias = arrays[f"t/{i}/bias"].astype(object)
-    assert np.all(np.abs(kernel).sum(axis=(0, 1, 2)) * LIMIT + np.abs(bias) < 2**53)
+  kernel, bias = (arrays[f"t/0/{key}"].astype(object) for key in ("kernel", "bias"))
+  assert np.all(np.abs(kernel).sum(axis=(0, 1, 2)) * LIMIT + np.abs(bias) < 2**53)
+  kernel, bias = (arrays[f"t/1/{key}"].astype(object) for key in ("kernel", "bias"))
+  largest = np.abs(kernel).sum(axis=(0, 1, 2)) * HIDDEN
+  assert np.all(largest <= 2**24) and np.all(np.abs(bias) <= 2**50)
   transform.use(arrays)
   x = np.round(random.choice([-1, 1, 0.3], [2, 3, 2, 3]) * activations)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+
+
+def test_groups_of_channels_bring_bits():
+  """A wide layer: each group's sum keeps within float32, and uses what it has."""
+  layers = _randomize([Conv2D(2, 700, 1, activation="relu"), Conv2DTranspose(700, 3, 5, 2)])
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  arrays = transform.derive()
+  transform.use(arrays)
+  x = _integers([1, 3, 2, 2])
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+  taps = np.abs(arrays["t/1/kernel"].astype(object))
+  phases = [taps[i::2, j::2].sum(axis=(0, 1)) for i in range(2) for j in range(2)]
+  edges = [i * 700 // 11 for i in range(12)]  # 700 channels of 3 x 3 taps at most, 600 a group.
+  most = max(p[a:b].sum(0).max() for p in phases for a, b in zip(edges, edges[1:])) * HIDDEN
+  assert 2**23 < most <= 2**24 < sum(phases).sum(0).min() * HIDDEN
+
+
+def test_the_largest_sum_of_a_further_layer_comes_out_right():
+  """All weights and activations of one sign, as large as they may be: float32 at its limit."""
+  layers = [Conv2D(8, 24, 1), Conv2D(24, 1, 5)]  # One group.
+  layers[0].kernel.assign(tf.ones(layers[0].kernel.shape))
+  layers[1].kernel.assign(tf.fill(layers[1].kernel.shape, 0.11))
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  arrays = transform.derive()
+  transform.use(arrays)
+  x = np.full([1, 5, 5, 8], LIMIT - 1.0)
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+  assert 2**23 < int(np.abs(arrays["t/1/kernel"].astype(object)).sum()) * HIDDEN <= 2**24
 
 
 def test_the_largest_sum_comes_out_right():
@@ -285,6 +353,10 @@ _DAMAGES = {
   "bits's type": ("t/0/bits", lambda a: a + 0.5),
   "negative bits": ("t/0/bits", lambda a: np.array(-2000)),
   "many bits": ("t/0/bits", lambda a: np.array(2000)),
+  "bits of activations": ("t/0/out", lambda a: a + 100),
+  "many bits of sums": ("t/1/bits", lambda a: a + 100),
+  "one number of bits for all channels": ("t/2/bits", lambda a: a[0]),
+  "missing bits of a channel": ("t/2/out", lambda a: a[1:]),
 }
 
 

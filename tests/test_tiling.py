@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import memory
-from common import data, entropy, exact, hyper, lpips, metrics, rd, tiling, transforms
+from common import data, hyper, lpips, metrics, rd, tiling, transforms
 from common.layers import GDN, Conv2D, Conv2DTranspose, Pointwise, Sequential
 from common.transforms_elic import Attention, ResidualBottleneck
 from common.transforms_shallow import ActivatedPlusLinear, AppendOnes, DepthToSpace
@@ -154,18 +154,6 @@ def test_tiles_give_what_the_whole_picture_gives(name, monkeypatch):
   assert np.mean(np.abs(decoded.astype(int) - own)) <= codec.decoder_tolerance
 
 
-def test_integer_transforms_are_the_same_in_tiles():
-  layer = transforms.make_transform("HyperSynthesis", in_channels=4, bottleneck_size=6)
-  integers = exact.ExactTransform(layer, "h")
-  integers.use(integers.derive())
-  z = np.random.default_rng(0).integers(-4000, 4000, [1, 9, 7, 4]).astype(np.float64)
-  whole = integers(tf.constant(z)).numpy()
-  for down, across in tiling.tiles((36, 28), [layer], 300):
-    part = integers(tf.constant(z[:, down.source(4), across.source(4)])).numpy()
-    (rows, own_rows), (columns, own_columns) = down.own(1), across.own(1)
-    np.testing.assert_array_equal(whole[:, rows, columns], part[:, own_rows, own_columns])
-
-
 @pytest.mark.parametrize("size", [(16, 16), (16, 4096), (480, 320), (1008, 16), (336, 352)])
 def test_tiles_cover_every_pixel_once_within_the_bound(size):
   layer = LAYERS["stack up"]
@@ -184,19 +172,6 @@ def test_a_codec_that_cannot_be_tiled_refuses_large_pictures(monkeypatch):
   codec.compress(picture(32, 64))
   with pytest.raises(tiling.TooLargeError, match="cannot run in tiles"):
     codec.compress(picture(33, 64))
-
-
-@pytest.mark.parametrize("with_rows", [False, True])
-def test_the_range_coders_bytes_do_not_depend_on_how_much_is_coded_at_once(with_rows, monkeypatch):
-  tables = entropy.gaussian_tables()
-  random = np.random.default_rng(0)
-  symbols = np.round(random.normal(0, 3, [1, 7, 9, entropy.NUM_SCALES])).astype(np.int32)
-  symbols[0, 3, 2, :5] = 70_000
-  rows = random.integers(0, 64, symbols.shape).astype(np.uint8) if with_rows else None
-  once = entropy.encode(tables, symbols, rows)
-  monkeypatch.setattr(entropy, "_SYMBOLS_AT_ONCE", 200)
-  assert entropy.encode(tables, symbols, rows) == once
-  np.testing.assert_array_equal(entropy.decode(tables, once, symbols.shape, rows), symbols)
 
 
 def test_lpips_of_a_large_picture_is_that_of_the_whole(monkeypatch):
