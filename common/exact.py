@@ -41,7 +41,7 @@ _HIDDEN_MAX = 2047  # Activations between layers: integers of at most this absol
 _FINEST = 12  # An image's activations have up to so many more fractional bits.
 _HIDDEN_RANGE = 1  # Bits for activations above what weights lead to expect, at the coarsest.
 _MAX_BITS = 60  # Fractional bits of channels and sums: within so many, of either sign.
-_GROUP_TAPS = 600  # Products that one float32 sum has, about.
+_GROUP_TAPS = 150  # Products that one float32 sum has, about.
 _GROUP_SUM = 1 << 24  # In float32: no partial sum exceeds it.
 _INT32_SUM = 1 << 30  # What the sums of all groups stay below.
 _BIAS_SUM = 1 << 50  # In float64: what biases stay below.
@@ -302,9 +302,8 @@ class _GroupedLayer(_ExactLayer):
   def __init__(self, layer: Layer, name: str, is_last: bool):
     super().__init__(layer, name, is_last)
     products = math.ceil(layer.kernel_size / layer.upsample) ** 2 * layer.in_channels
-    count = min(layer.in_channels, math.ceil(products / _GROUP_TAPS))
-    if count * _GROUP_SUM > _INT32_SUM:
-      raise ValueError(f"{layer.name} has too many inputs for exact coding: exact_coding=False.")
+    most = _INT32_SUM // _GROUP_SUM
+    count = min(layer.in_channels, math.ceil(products / _GROUP_TAPS), most)
     edges = [i * layer.in_channels // count for i in range(count + 1)]
     self._sizes = [int(size) for size in np.diff(edges)]
 

@@ -609,7 +609,7 @@ def test_exact_coding_rounds_latents_as_float_coding_nearly_always(brief):
   exact = brief.rounded(latents)["y"].numpy()
   floats = brief.code(latents, _round()).decode["y"].numpy()
   assert np.abs(exact - floats).max() < 1.01  # Next to a tie the other integer is taken.
-  assert np.mean(np.abs(exact - floats) > 0.01) < 0.005
+  assert np.mean(np.abs(exact - floats) > 0.05) < 0.03
 
 
 # --- Configs --------------------------------------------------------------------------------------

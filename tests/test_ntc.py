@@ -308,8 +308,9 @@ def test_the_other_familys_model_is_refused_for_a_file(command, made, family, ph
 
 def test_a_model_of_a_family_that_is_not_here_is_refused(command, photo, tmp_path):
   model = {
-    "schema_version": 1, "family": "os", "fingerprint": "00" * 6, "decoder_only": False,
-    "model_config": {}, "step": 1, "training": {}, "versions": {}, "arrays": {},
+    "schema_version": artefacts.SCHEMA_VERSION, "family": "os", "fingerprint": "00" * 6,
+    "decoder_only": False, "model_config": {}, "step": 1, "training": {}, "versions": {},
+    "arrays": {},
   }  # fmt: skip
   path = tmp_path / "odd.ntcm"
   path.write_bytes(artefacts.seal({"model.json": runs.json_line(model).encode()}))
@@ -330,7 +331,7 @@ def test_damaged_files_are_refused_and_leave_nothing(command, photo, models, tmp
     "short": (content[:-3], "truncated"),
     "empty": (b"", "truncated"),
     "text": (b"no such file", "magic"),
-    "future": (content[:3] + b"\2" + content[4:], "version 2; this code reads 1"),
+    "future": (content[:3] + b"\3" + content[4:], "version 3; this code reads 2"),
   }
   for name, (changed, message) in damaged.items():
     file = tmp_path / f"{name}.ntc"
