@@ -22,7 +22,6 @@ docs/results.md has what all that costs in bytes. It runs on the CPU, next to th
 """
 
 import abc
-import functools
 import math
 from collections.abc import Mapping
 from typing import Optional
@@ -364,11 +363,13 @@ class _GroupedLayer(_ExactLayer):
 
   def run(self, x: tf.Tensor, finer: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """See `_ExactLayer.run`."""
-    parts = [
-      tf.cast(_convolve(part, self.tensor(f"kernel{i}"), self.layer), tf.int32)
-      for i, part in enumerate(tf.split(x, self._sizes, -1))
-    ]
-    total = tf.cast(functools.reduce(tf.add, parts), tf.float64)
+    total = None
+    for i, part in enumerate(tf.split(x, self._sizes, -1)):
+      # One group after the other: all at once would take memory for the sums of each.
+      with tf.control_dependencies([] if total is None else [total]):
+        sums = tf.cast(_convolve(part, self.tensor(f"kernel{i}"), self.layer), tf.int32)
+      total = sums if total is None else total + sums
+    total = tf.cast(total, tf.float64)
     # Products with powers of 2, and sums of less than 2^53 of the smallest step: none is rounded.
     return self.outputs(total * (self.tensor("factor") * _power_of_2(-finer)) + self.tensor("bias"))
 

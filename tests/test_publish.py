@@ -147,7 +147,7 @@ def test_what_cannot_be_published_is_named(site):
   ("text", "found"),
   [
     ('"/tmp/a/b"', True),
-    ("made in /work/main.", True),
+    ("made in /scratch/main.", True),
     ("--workdir=/scratch/me/x", True),
     ("https://a.org/data/x and docs/tmp/x, </data/x>", False),
     ("json_results/kodak, 8/pixels", False),
