@@ -289,7 +289,7 @@ def _finished(
   whole = figure.get_tightbbox(figure.canvas.get_renderer()).padded(0.12)
   box: dict[str, Any] = {"bbox_inches": whole, "facecolor": COLORS["paper"][0]}
   figure.savefig(svg, format="svg", metadata={"Date": None}, **box)
-  figure.savefig(png, format="png", dpi=150, **box)
+  figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3}, **box)
   return Plot(file, name, _inline(inline.getvalue(), file, about, tips), svg.getvalue(),
               png.getvalue())  # fmt: skip
 
