@@ -20,7 +20,7 @@ import dataclasses
 import os
 import zlib
 
-FORMAT_VERSION = 2  # 2: large sections in streams; integer hyper-synthesis in float32.
+FORMAT_VERSION = 3  # 3: what a table says all but surely is not in the range coder.
 FINGERPRINT_BYTES = 6
 MAX_SECTIONS = 16
 

@@ -29,6 +29,8 @@ _TAIL_DEVIATIONS = 4.17  # Where a normal density has that tail mass.
 _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
 MAX_ABS_SYMBOL = 1 << 28
 _SYMBOLS_A_STREAM = 1 << 18  # At most; more are coded in several streams.
+_SURE = (1 << PRECISION) - 32  # The least count of a 0 that is all but sure.
+_BLOCK = 1 << 16  # Symbols that are made ready for the coder at once.
 OFFSET_BITS = 10  # Fractional bits of a factorized prior's quantization offset.
 
 # The 64 scales of the Gaussian conditional, 0.11 to 256: natural logarithms, evenly spaced.
@@ -49,12 +51,15 @@ class CodingTables:
     escape: int32 [rows], the symbol that stands for all other integers.
     best_bits: float64 [rows], what each row's cheapest symbol costs: bounds how many symbols a
       given number of bytes can hold.
+    num_sure: How many rows from the first on say 0 all but surely, with all but 32 of the
+      2^PRECISION counts.
   """
 
   cdf: np.ndarray
   first: np.ndarray
   escape: np.ndarray
   best_bits: np.ndarray
+  num_sure: int
 
   def arrays(self) -> dict[str, np.ndarray]:
     """The tables as arrays of their own; `from_arrays` makes them again."""
@@ -79,11 +84,13 @@ class CodingTables:
       raise ValueError("These coding tables have empty rows or symbols: damaged.")
     if np.abs(first.astype(np.int64)).max() > MAX_ABS_SYMBOL:
       raise ValueError(f"These coding tables begin beyond {MAX_ABS_SYMBOL}: damaged.")
+    is_sure = [0 <= -f < len(c) - 1 and c[-f] >= _SURE for f, c in zip(first, counts)]
     return cls(
       cdf=cdf,
       first=first,
       escape=np.array([len(c) - 1 for c in counts], np.int32),
       best_bits=np.array([-np.log2(c.max() / total) for c in counts]),
+      num_sure=is_sure.index(False) if False in is_sure else len(is_sure),
     )
 
 
@@ -117,11 +124,16 @@ def _quantize(pmf: np.ndarray, total: int) -> np.ndarray:
 def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray] = None) -> bytes:
   """Codes integers, in streams of their own for bands of them: several threads at once.
 
-  The bytes: for each stream but the last its length (varint), then the streams. A stream: the
-  length of the overflow (varint), the overflow, the range coder's bytes. A value outside of its row
-  is the escape symbol in the range coder, and its distance a varint in the overflow.
-  (tensorflow_compression's own escape decodes damaged data without end.) A stream more costs about
-  five bytes; how many there are follows from the shape alone.
+  The bytes: for each stream but the last its length (varint), then the streams. A stream: its
+  exceptions (only with `rows`), the length of the overflow (varint), the overflow, the range
+  coder's bytes. A value outside of its row is the escape symbol in the range coder, and its
+  distance a varint in the overflow. (tensorflow_compression's own escape decodes damaged data
+  without end.) A stream more costs about five bytes; how many there are follows from the shape.
+
+  With `rows`, symbols that their rows say are 0 all but surely (`CodingTables.num_sure`) are not in
+  the range coder: the exceptions are their number, and for each how far it is from the one before
+  and its value, varints. A fifth to a half of a hyperprior's symbols need no coder then; what they
+  cost is next to nothing either way.
 
   Args:
     tables: The distributions.
@@ -134,32 +146,95 @@ def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]
   flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
 
   def encode_band(band: slice) -> bytes:
-    return _encode_stream(tables, flat[band], None if flat_rows is None else flat_rows[band])
+    if flat_rows is None:
+      return _encode_channels(tables, flat[band])
+    return _encode_rows(tables, flat[band].reshape(-1), flat_rows[band].reshape(-1))
 
   streams = _in_threads(encode_band, _bands(flat.shape))
   return b"".join(varint(len(s)) for s in streams[:-1]) + b"".join(streams)
 
 
-def _encode_stream(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]) -> bytes:
-  """One stream of `encode`; [n, C]."""
-  at = None if rows is None else rows.astype(np.int32)
-  chosen = slice(None) if at is None else at
-  escape = tables.escape[chosen]
-  relative = symbols.astype(np.int32) - tables.first[chosen]
-  outside = relative.view(np.uint32) >= escape.view(np.uint32)  # Negative ones are large there.
-  overflow = b""
-  if outside.any():
-    above = relative - escape
-    distance = np.where(above >= 0, 2 * above, -2 * relative - 1)[outside]
-    overflow = b"".join(varint(int(d)) for d in distance)
-    relative = np.where(outside, escape, relative).astype(np.int32)
+def _encode_channels(tables: CodingTables, symbols: np.ndarray) -> bytes:
+  """One stream of `encode` for int32 [n, C], a row for each channel."""
+  overflow: list[bytes] = []
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    if at is None:
+    for block in _blocks(len(symbols), symbols.shape[1]):
+      relative = symbols[block] - tables.first
+      _escape(relative, tables.escape, overflow)
       handle = tfc.entropy_encode_channel(handle, relative)
-    else:
+    coded = tfc.entropy_encode_finalize(handle).numpy()
+  return _with_length(overflow) + coded
+
+
+def _encode_rows(tables: CodingTables, symbols: np.ndarray, rows: np.ndarray) -> bytes:
+  """One stream of `encode` for int32 [n], a row for each."""
+  overflow: list[bytes] = []
+  exceptions: list[tuple[int, int]] = []
+  with tf.device("/cpu:0"):
+    handle = tfc.create_range_encoder([], tables.cdf)
+    for block in _blocks(len(symbols)):
+      here, at = symbols[block], rows[block].astype(np.int32)
+      if tables.num_sure:
+        is_coded = at >= tables.num_sure
+        odd = np.flatnonzero((here != 0) & ~is_coded)
+        exceptions += zip((odd + block.start).tolist(), here[odd].tolist())
+        coded = np.flatnonzero(is_coded)
+        here, at = here.take(coded, mode="clip"), at.take(coded, mode="clip")
+      relative = here - tables.first.take(at, mode="clip")
+      _escape(relative, tables.escape.take(at, mode="clip"), overflow)
       handle = tfc.entropy_encode_index(handle, at, relative)
-    return varint(len(overflow)) + overflow + tfc.entropy_encode_finalize(handle).numpy()
+    data = tfc.entropy_encode_finalize(handle).numpy()
+  return _exceptions_as_bytes(exceptions) + _with_length(overflow) + data
+
+
+def _escape(relative: np.ndarray, escape: np.ndarray, overflow: list[bytes]) -> None:
+  """Escapes what lies outside of the rows, in place; appends to `overflow` how far."""
+  outside = relative.view(np.uint32) >= escape.view(np.uint32)  # Negative ones are large there.
+  if outside.any():
+    escapes = np.broadcast_to(escape, relative.shape)[outside]
+    below = relative[outside]
+    above = below - escapes
+    distance = np.where(above >= 0, 2 * above, -2 * below - 1)
+    overflow += [varint(int(d)) for d in distance]
+    relative[outside] = escapes
+
+
+def _with_length(overflow: Sequence[bytes]) -> bytes:
+  joined = b"".join(overflow)
+  return varint(len(joined)) + joined
+
+
+def _exceptions_as_bytes(exceptions: Sequence[tuple[int, int]]) -> bytes:
+  """Pairs of position and symbol, which is not 0."""
+  out, previous = [varint(len(exceptions))], -1
+  for position, symbol in exceptions:
+    out += [varint(position - previous - 1)]
+    out += [varint(2 * symbol - 2 if symbol > 0 else -2 * symbol - 1)]
+    previous = position
+  return b"".join(out)
+
+
+def _exceptions(cursor: Cursor, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """The inverse of `_exceptions_as_bytes`, for `count` symbols: positions and symbols."""
+  number = cursor.varint("number of exceptions")
+  if number > min(count, cursor.remaining // 2):
+    raise BitstreamError("The section has more exceptions than room for them: damaged or hostile.")
+  positions, symbols = np.empty(number, np.int64), np.empty(number, np.int64)
+  previous = -1
+  for i in range(number):
+    previous += 1 + cursor.varint("exception")
+    code = cursor.varint("exception")
+    positions[i], symbols[i] = previous, -(code + 1) // 2 if code % 2 else code // 2 + 1
+  if previous >= count or np.abs(symbols).max(initial=0) > MAX_ABS_SYMBOL:
+    raise BitstreamError("An exception of the section is out of range: damaged or hostile.")
+  return positions, symbols
+
+
+def _blocks(count: int, width: int = 1) -> list[slice]:
+  """Slices of [count, width] whose temporary arrays stay in the cache."""
+  size = max(1, _BLOCK // width)
+  return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def _flat(symbols: np.ndarray) -> np.ndarray:
@@ -177,11 +252,15 @@ def _bands(shape: Sequence[int]) -> list[slice]:
 def _in_threads(function: Callable[[_T], _U], arguments: Sequence[_T]) -> list[_U]:
   """function of each argument, on as many threads as TensorFlow's operations have."""
   threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
-  threads = min(threads, len(arguments))
-  if threads == 1:
+  if min(threads, len(arguments)) == 1:
     return [function(argument) for argument in arguments]
-  with futures.ThreadPoolExecutor(threads) as pool:
-    return list(pool.map(function, arguments))
+  return list(_pool(threads).map(function, arguments))
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> futures.ThreadPoolExecutor:
+  """Lives as long as the process: a thread's memory is slow when it is first used."""
+  return futures.ThreadPoolExecutor(threads, thread_name_prefix="range_coder")
 
 
 def decode(
@@ -194,11 +273,7 @@ def decode(
   """
   count = int(np.prod(shape, dtype=np.int64))
   if rows is None:
-    fewest_bits = count // shape[-1] * float(tables.best_bits.sum())
-  else:
-    numbers = np.bincount(rows.reshape(-1), minlength=len(tables.best_bits)) if count else 0
-    fewest_bits = float(np.sum(numbers * tables.best_bits))
-  check_room(data, count, fewest_bits)
+    check_room(data, count, count // shape[-1] * float(tables.best_bits.sum()))
   symbols = np.empty(shape, np.int32)
   flat, flat_rows = _flat(symbols), None if rows is None else _flat(rows)
   bands = _bands(flat.shape)
@@ -208,54 +283,86 @@ def decode(
 
   def decode_band(band_and_stream: tuple[slice, bytes]) -> None:
     band, stream = band_and_stream
-    band_rows = None if flat_rows is None else flat_rows[band]
-    _decode_stream(tables, stream, flat[band], band_rows)
+    if flat_rows is None:
+      _decode_channels(tables, stream, flat[band])
+    else:
+      _decode_rows(tables, stream, flat[band].reshape(-1), flat_rows[band].reshape(-1))
 
   _in_threads(decode_band, list(zip(bands, streams)))
   return symbols
 
 
-def _decode_stream(
-  tables: CodingTables, stream: bytes, symbols: np.ndarray, rows: Optional[np.ndarray]
-) -> None:
+def _decode_channels(tables: CodingTables, stream: bytes, symbols: np.ndarray) -> None:
   """One stream of `decode`, into `symbols` [n, C]."""
   cursor = Cursor(stream)
-  overflow = Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
-  at = None if rows is None else rows.astype(np.int32)
-  size = list(symbols.shape)
+  overflow = _overflow(cursor)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(cursor.rest(), tables.cdf)
-    if at is None:
+    for block in _blocks(*symbols.shape):
+      size = [block.stop - block.start, symbols.shape[1]]
       handle, decoded = tfc.entropy_decode_channel(handle, size, tf.int32)
-    else:
-      handle, decoded = tfc.entropy_decode_index(handle, at, size, tf.int32)
-    symbols[...] = _with_overflow(tables, decoded.numpy(), at, overflow)
-    in_step = bool(tfc.entropy_decode_finalize(handle).numpy())
-  if not in_step:
+      _add(decoded.numpy(), tables.first, tables.escape, overflow, symbols[block])
+    _check_end(handle, overflow)
+
+
+def _decode_rows(
+  tables: CodingTables, stream: bytes, symbols: np.ndarray, rows: np.ndarray
+) -> None:
+  """One stream of `decode`, into `symbols` [n]."""
+  cursor = Cursor(stream)
+  positions, exceptions = _exceptions(cursor, len(symbols))
+  if np.any(rows[positions] >= tables.num_sure):
+    raise BitstreamError("A symbol of the range coder is an exception: damaged or hostile.")
+  overflow = _overflow(cursor)
+  fewest_bits = 0.0
+  with tf.device("/cpu:0"):
+    handle = tfc.create_range_decoder(cursor.rest(), tables.cdf)
+    for block in _blocks(len(symbols)):
+      here, at = symbols[block], rows[block].astype(np.int32)
+      coded = np.flatnonzero(at >= tables.num_sure) if tables.num_sure else None
+      if coded is not None:
+        at = at.take(coded, mode="clip")
+      fewest_bits += float(tables.best_bits.take(at, mode="clip").sum())
+      check_room(stream, len(symbols), fewest_bits)
+      handle, decoded = tfc.entropy_decode_index(handle, at, at.shape, tf.int32)
+      values = here if coded is None else np.empty_like(at)
+      first, escape = tables.first.take(at, mode="clip"), tables.escape.take(at, mode="clip")
+      _add(decoded.numpy(), first, escape, overflow, values)
+      if coded is not None:
+        here[...] = 0
+        here[coded] = values
+    _check_end(handle, overflow)
+  symbols[positions] = exceptions
+
+
+def _overflow(cursor: Cursor) -> Cursor:
+  return Cursor(cursor.take(cursor.varint("overflow length"), "overflow"))
+
+
+def _check_end(handle: tf.Tensor, overflow: Cursor) -> None:
+  """Raises BitstreamError unless coder and overflow end where they must."""
+  if not bool(tfc.entropy_decode_finalize(handle).numpy()):
     raise BitstreamError("The range decoder ends out of step: the section is damaged.")
   if overflow.remaining:
     raise BitstreamError("The section has more overflow values than escapes: damaged or hostile.")
 
 
-def _with_overflow(
-  tables: CodingTables, relative: np.ndarray, rows: Optional[np.ndarray], overflow: Cursor
-) -> np.ndarray:
-  """The integers that the range coder's symbols [n, C] stand for; escapes read `overflow`."""
-  escape, first = (
-    values if rows is None else values[rows] for values in (tables.escape, tables.first)
-  )
+def _add(
+  relative: np.ndarray, first: np.ndarray, escape: np.ndarray, overflow: Cursor, out: np.ndarray
+) -> None:
+  """out = the integers that the coder's symbols stand for; escapes read `overflow`."""
   is_escape = relative == escape
-  if is_escape.any():
-    escaped = np.nonzero(is_escape)
+  escaped = is_escape.nonzero() if is_escape.any() else None
+  if escaped is not None:
     if len(escaped[0]) > overflow.remaining:
       raise BitstreamError("The section has more escapes than overflow values: damaged or hostile.")
-    escape, beginnings = (np.broadcast_to(v, relative.shape)[escaped] for v in (escape, first))
+    escapes, beginnings = (np.broadcast_to(v, relative.shape)[escaped] for v in (escape, first))
     values = np.array([overflow.varint("overflow") for _ in escaped[0]], np.int64)
-    values = np.where(values % 2, -(values + 1) // 2, escape.astype(np.int64) + values // 2)
+    values = np.where(values % 2, -(values + 1) // 2, escapes.astype(np.int64) + values // 2)
     if np.abs(values + beginnings).max() > MAX_ABS_SYMBOL:
       raise BitstreamError("An overflow value is out of range: damaged or hostile.")
     relative[escaped] = values
-  return relative + first
+  np.add(relative, first, out=out)
 
 
 def round_around(y: tf.Tensor, centre: np.ndarray) -> np.ndarray:

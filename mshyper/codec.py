@@ -283,10 +283,6 @@ class HyperpriorCodec(TrainableCodec):
     )
     factor = self.hyper_analysis.downsample
     shape = (1, height * factor, width * factor, self.analysis.out_channels)
-    # Before anything is computed for so many: each costs at least what the cheapest symbol does.
-    count = int(np.prod(shape, dtype=np.int64))
-    fewest = float(self.conditional.tables.best_bits.min())
-    entropy.check_room(stream.sections[1], count, count * fewest)
     mean, rows = self._conditions(z)
     try:
       y = entropy.decode(self.conditional.tables, stream.sections[1], shape, rows)

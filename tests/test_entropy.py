@@ -107,6 +107,52 @@ def test_a_stream_is_what_its_band_gives_alone_on_any_number_of_threads(
     np.testing.assert_array_equal(entropy.decode(tables, data, symbols.shape, rows), symbols)
 
 
+def test_symbols_whose_rows_are_sure_come_back_and_cost_nothing_where_they_are_zero(normal):
+  tables = normal.tables
+  assert tables.num_sure == 3  # The scales of 0.11 to 0.14; the range coder never sees them.
+  rows = np.random.default_rng(0).integers(0, tables.num_sure, [1, 40, 50, 8])
+  symbols = np.zeros(rows.shape, np.int32)
+  section = entropy.encode(tables, symbols, rows)
+  assert len(section) <= 4
+  np.testing.assert_array_equal(entropy.decode(tables, section, rows.shape, rows), symbols)
+  flat = symbols.reshape(-1)
+  flat[[0, 1, 7_000, -1]] = [1, -1, entropy.MAX_ABS_SYMBOL, -entropy.MAX_ABS_SYMBOL]
+  section = entropy.encode(tables, symbols, rows)
+  np.testing.assert_array_equal(entropy.decode(tables, section, rows.shape, rows), symbols)
+
+
+def test_blocks_of_symbols_make_no_difference(prior, normal, monkeypatch):
+  random = np.random.default_rng(0)
+  symbols = np.round(random.normal(0, 3, [1, 7, 9, 5])).astype(np.int32)
+  for tables, rows in (
+    (prior.tables, None),
+    (normal.tables, random.integers(0, 64, symbols.shape)),
+  ):
+    monkeypatch.setattr(entropy, "_BLOCK", 1 << 16)
+    data = entropy.encode(tables, symbols, rows)
+    for block in (1, 11, 60):
+      monkeypatch.setattr(entropy, "_BLOCK", block)
+      assert entropy.encode(tables, symbols, rows) == data
+      np.testing.assert_array_equal(entropy.decode(tables, data, symbols.shape, rows), symbols)
+
+
+@pytest.mark.parametrize(
+  "section",
+  [
+    b"\x09\x00\x00\x00\x00",  # More exceptions than bytes.
+    b"\x01\x20\x00\x00",  # Beyond the last symbol.
+    b"\x01\x08\x00\x00",  # Where the row is not sure.
+    b"\x01\x00\xff\xff\xff\xff\x7f\x00",  # A value out of range.
+    b"\x01\x00",  # Ends within.
+  ],
+)
+def test_hostile_exceptions_are_refused(normal, section):
+  rows = np.zeros([1, 2, 2, 4], int)
+  rows[0, 1] = 40
+  with pytest.raises(BitstreamError):
+    entropy.decode(normal.tables, section, rows.shape, rows)
+
+
 def test_streams_that_end_early_are_refused(normal, monkeypatch):
   monkeypatch.setattr(entropy, "_SYMBOLS_A_STREAM", 100)
   random = np.random.default_rng(0)
@@ -355,7 +401,7 @@ def test_a_section_that_is_changed_is_refused_or_decodes_to_something_else(norma
 def test_rows_that_the_bytes_cannot_hold_are_refused_before_they_are_decoded(normal):
   rows = np.full([1, 64, 64, 8], 40)
   with pytest.raises(BitstreamError, match="cannot hold the 32768 symbols"):
-    entropy.decode(normal.tables, b"\0" + b"x" * 20, rows.shape, rows)
+    entropy.decode(normal.tables, b"\0\0" + b"x" * 20, rows.shape, rows)
 
 
 def test_normal_bits_are_those_of_scipy(normal):
@@ -449,7 +495,7 @@ def test_tables_come_back_from_their_arrays_and_share_nothing_with_them():
   tables = entropy.gaussian_tables()
   arrays = tables.arrays()
   again = entropy.CodingTables.from_arrays(arrays)
-  for name in ("cdf", "first", "escape", "best_bits"):
+  for name in ("cdf", "first", "escape", "best_bits", "num_sure"):
     np.testing.assert_array_equal(getattr(again, name), getattr(tables, name))
   before = tables.cdf.tobytes()
   arrays["cdf"][3] += 1
