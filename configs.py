@@ -33,6 +33,7 @@ REPORTS_DIR = _path("NTC_REPORTS_DIR", PROJECT_DIR / "reports")
 
 # Exported models, *.ntcm: where ./ntc.py decompress looks for the model that a file names.
 MODELS_DIR = _path("NTC_MODELS_DIR", PROJECT_DIR / "models")
+EXAMPLE_MODEL = PROJECT_DIR / "models" / "example.ntcm"  # What ./ntc.py compress takes by itself.
 
 # Generated and downloaded data sets.
 DATA_CACHE_DIR = _path("NTC_DATA_CACHE_DIR", PROJECT_DIR / "data_cache")

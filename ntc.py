@@ -2,18 +2,19 @@
 """Compresses pictures to files with a trained model, and decodes them.
 
 usage:
-  ./ntc.py compress PICTURE FILE.ntc (--workdir RUN [--step N|best] | --model MODEL.ntcm) [--rate N]
-  ./ntc.py compress PICTURE ... --output_dir DIR (--workdir RUN | --model MODEL.ntcm)
+  ./ntc.py compress PICTURE FILE.ntc [--workdir RUN [--step N|best] | --model MODEL.ntcm] [--rate N]
+  ./ntc.py compress PICTURE ... --output_dir DIR [--workdir RUN | --model MODEL.ntcm]
   ./ntc.py decompress FILE.ntc PICTURE.png [--workdir RUN [--step N|best] | --model MODEL.ntcm]
   ./ntc.py decompress FILE.ntc ... --output_dir DIR [...]
-  ./ntc.py export RUN [--step N|best] [--output MODEL.ntcm] [--decoder_only]
+  ./ntc.py export RUN [--step N|best] [--output MODEL.ntcm] [--decoder_only] [--half]
   ./ntc.py info FILE ...                 (of .ntc and .ntcm; starts at once)
   ./ntc.py COMMAND --help
 
 A file names the model that decodes it by family and fingerprint. `export` writes a model into one
 .ntcm file, which compresses and decodes without the run; those in the models folder (MODELS_DIR in
 configs.py, or NTC_MODELS_DIR) are found by their fingerprint when neither --workdir nor --model is
-given. Existing files are overwritten with --force only.
+given. `compress` takes the example model (EXAMPLE_MODEL) then. Existing files are overwritten with
+--force only.
 
 Exit codes: 0 done; 1 a file could not be made, and none was left half written; 2 the command line
 is wrong, nothing was written; 130 interrupted.
@@ -124,8 +125,14 @@ def _check_model_flags(args: argparse.Namespace, needed: bool) -> None:
   if args.step is not None and args.workdir is None:
     raise flags.UsageError("--step chooses among a run's checkpoints: it goes with --workdir.")
   if needed and args.workdir is None and args.model is None:
-    raise flags.UsageError(
-      "Which model? --workdir RUN names a trained run, --model MODEL.ntcm an exported one."
+    if not configs.EXAMPLE_MODEL.is_file():
+      raise flags.UsageError(
+        "Which model? --workdir RUN names a trained run, --model MODEL.ntcm an exported one."
+      )
+    args.model = str(configs.EXAMPLE_MODEL)
+    print(
+      f"Note: with the example model; --workdir or --model name others. {args.model}",
+      file=sys.stderr,
     )
   if args.model is not None and not pathlib.Path(args.model).is_file():
     raise flags.UsageError(f"No model file {args.model!r}. Export one: ./ntc.py export RUN")
@@ -307,7 +314,7 @@ class _Decoders:
 
   def _load_from_folder(self, stream: bitstream.Bitstream, name: str) -> None:
     folder = configs.MODELS_DIR
-    found, wrong = artefacts.find(folder, stream.fingerprint)
+    found, wrong = _find_models(stream.fingerprint)
     for path in found:
       try:
         return self._load_model(path, stream, name)
@@ -319,6 +326,19 @@ class _Decoders:
       "run with --workdir; NTC_MODELS_DIR names another folder."
       + "".join(f" Note: {w}" for w in wrong)
     )
+
+
+def _find_models(fingerprint: bytes) -> tuple[list[pathlib.Path], list[str]]:
+  """`artefacts.find` in the models folder; and the example model, if it is the one."""
+  found, wrong = artefacts.find(configs.MODELS_DIR, fingerprint)
+  example = configs.EXAMPLE_MODEL
+  if example.is_file() and example.parent != configs.MODELS_DIR:
+    try:
+      if artefacts.peek(example)["fingerprint"] == fingerprint.hex():
+        found.append(example)
+    except (artefacts.ArtefactError, OSError) as e:
+      wrong.append(str(e))
+  return found, wrong
 
 
 def _check_family(stream: bitstream.Bitstream, name: str, family: str, what: str) -> None:
@@ -511,6 +531,9 @@ def _export(argv: list[str]) -> int:
   parser.add_argument(
     "--decoder_only", action="store_true", help="leave out the weights that only compressing needs"
   )
+  parser.add_argument(
+    "--half", action="store_true", help="round the weights to 16 bits: another model, half the size"
+  )
   parser.add_argument("--force", action="store_true", help="overwrite an existing file")
   args = parser.parse_intermixed_args(argv)
   run, build = _open_run(args.run)
@@ -525,6 +548,8 @@ def _export(argv: list[str]) -> int:
 
   codec, step = eval_lib.load_codec(run, build, args.step)
   unit, facts = run.read_work_unit(), eval_lib.run_facts(run)
+  if args.half:
+    artefacts.round_weights(codec)
   content = artefacts.dumps(
     codec, unit.family, unit.config["model_config"], step, facts, args.decoder_only
   )
@@ -571,7 +596,7 @@ def _facts_of_file(path: pathlib.Path) -> list[tuple[str, Any]]:
   data = path.read_bytes()
   stream = _read_stream(data, path)
   sections = [len(section) for section in stream.sections]
-  found, _ = artefacts.find(configs.MODELS_DIR, stream.fingerprint)
+  found, _ = _find_models(stream.fingerprint)
   return [
     ("family", stream.family),
     ("fingerprint", stream.fingerprint.hex()),

@@ -1,7 +1,7 @@
 """Trains a model of CompressAI for some minutes, as its example trainer does, and codes pictures.
 
-Runs in CompressAI's own virtual environment and imports nothing of ours; `benchmarks.recipe` reads
-what it writes.
+Runs in CompressAI's own virtual environment and imports nothing of ours; `benchmarks.half_hour`
+reads what it writes.
 
   PEER/python benchmarks/compressai_trainer.py --train FOLDER --test FOLDER --out FOLDER \\
     --minutes 18,4,4,4 --lambdas 0.01,0.025,0.004,0.0016
@@ -13,17 +13,17 @@ test loss stagnates for ten epochs, which minutes do not reach. Options change t
 short trainings depend on most. The first lambda begins with random weights, the others with those
 that the first ended with. Minutes are the trainer's own: loading the model and data count too.
 
-Then each picture of --test goes to bytes and back, and OUT/<lambda>.json has a record for each:
-name, bytes, height, width and the mean squared error of the decoded 8-bit picture.
+Then each picture of --test goes to bytes and back, which no minute counts: OUT/<lambda>/ gets the
+decoded pictures, and `facts.json` with the settings and each file's bytes and seconds.
 """
 
 import argparse
 import copy
 import json
-import math
 import pathlib
 import time
 
+import compressai
 import numpy as np
 import torch
 from compressai.models import FactorizedPrior, MeanScaleHyperprior
@@ -88,8 +88,8 @@ def train(model, crops: Crops, lmbda: float, until: float, rates: tuple[float, f
   return step
 
 
-def code(model, folder: pathlib.Path) -> list[dict]:
-  """Each picture to bytes and back."""
+def code(model, folder: pathlib.Path, out: pathlib.Path) -> list[dict]:
+  """Each picture to bytes and back; `out` gets what comes back."""
   model.eval()
   model.update(force=True)
   records = []
@@ -99,13 +99,20 @@ def code(model, folder: pathlib.Path) -> list[dict]:
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     padding = (0, -width % 64, 0, -height % 64)
     with torch.no_grad():
+      began = time.perf_counter()
       coded = model.compress(torch.nn.functional.pad(x, padding, mode="replicate"))
+      encoded = time.perf_counter()
       decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
-    pixels = decoded[0, :, :height, :width].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
-    mse = float(np.mean((pixels.astype(np.float64) - picture) ** 2))
-    size = sum(len(string) for strings in coded["strings"] for string in strings)
+      ended = time.perf_counter()
+    pixels = decoded[0, :, :height, :width].clamp(0, 1).mul(255).round().permute(1, 2, 0)
+    Image.fromarray(pixels.to(torch.uint8).numpy()).save(out / f"{path.stem}.png")
     records.append(
-      {"image": path.name, "bytes": size, "height": height, "width": width, "mse": mse}
+      {
+        "image": path.name,
+        "bytes": sum(len(string) for strings in coded["strings"] for string in strings),
+        "seconds_encode": encoded - began,
+        "seconds_decode": ended - encoded,
+      }
     )
   return records
 
@@ -146,7 +153,6 @@ def main() -> None:
   args = parser.parse_args()
   if len(args.lambdas) != len(args.minutes):
     parser.error("--lambdas and --minutes need as many numbers as each other.")
-  args.out.mkdir(parents=True, exist_ok=True)
   first = None
   for lmbda, minutes in zip(args.lambdas, args.minutes):
     until = time.monotonic() + 60 * minutes
@@ -159,14 +165,22 @@ def main() -> None:
     steps = train(model, crops, lmbda, until, rates)
     if first is None:
       first = copy.deepcopy(model.state_dict())
-    records = code(model, args.test)
-    facts = {"lambda": lmbda, "minutes": minutes, "steps": steps, "images": records}
+    out = args.out / f"{lmbda:g}"
+    out.mkdir(parents=True, exist_ok=True)
+    records = code(model, args.test, out)
     settings = {k: v for k, v in vars(args).items() if k not in {"train", "test", "out"}}
-    target = args.out / f"{lmbda:g}.json"
-    target.write_text(json.dumps({**facts, "settings": settings}, indent=1) + "\n")
-    bpp = np.mean([8 * r["bytes"] / (r["height"] * r["width"]) for r in records])
-    psnr = np.mean([10 * math.log10(255**2 / max(r["mse"], 1e-10)) for r in records])
-    print(f"lambda {lmbda:g}: {steps} steps, {bpp:.4f} bpp, {psnr:.2f} dB", flush=True)
+    facts = {
+      "lambda": lmbda,
+      "minutes": minutes,
+      "steps": steps,
+      "parameters": sum(p.numel() for p in model.parameters()),
+      "compressai": compressai.__version__,
+      "torch": torch.__version__,
+      "settings": settings,
+      "images": records,
+    }
+    (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"lambda {lmbda:g}: {steps} steps; pictures and facts in {out}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ A `.ntcm` file is a zip archive by numpy's conventions (`numpy.load` reads it, n
 
 | member | what |
 |---|---|
-| `model.json` | family, config, fingerprint, training; type, shape and SHA-256 of each array |
+| `model.json` | family, config, fingerprint, training; types, shape and SHA-256 of each array |
 | `weights/<path>.npy` | a variable of the codec, named by its path in the codec |
 | `coding/<name>.npy` | what decoding derives from the weights: `TrainableCodec.derive_coding` |
 | the comment | `ntcm sha256 ` and the SHA-256, in hexadecimal, of all bytes before it |
 
-Members are stored as they are, under one fixed date: the same model gives the same bytes, and no
-member is larger than the file. Nothing is believed before the SHA-256 holds; no array is read
-before its size is what the model needs. The SHA-256 tells damage, not whom a file is from.
+Arrays are stored in the narrowest type that holds all their numbers exactly; weights that were
+rounded to 16 bits (`round_weights`) take half the room. Members are stored without compression,
+under one fixed date: the same model gives the same bytes, and no member is larger than the file.
+Nothing is believed before the SHA-256 holds; no array is read before its size is what the model
+needs. The SHA-256 tells damage, not whom a file is from.
 
 Importing this module and reading `model.json` needs no TensorFlow.
 """
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
   from common.codec import BuildCodec, TrainableCodec
 
 SUFFIX = ".ntcm"
-SCHEMA_VERSION = 2  # 2: other integer kernels of the hyper-synthesis.
+SCHEMA_VERSION = 3  # 3: arrays are stored in the narrowest type.
 
 # What a model says of its training: nothing of the machine.
 TRAINING_FACTS = ("xid", "wid", "runname", "commit", "dirty")
@@ -60,6 +62,12 @@ _DTYPES = (
   "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32",
   "float64",
 )  # fmt: skip
+# What arrays may be stored as, narrowest first.
+_NARROWER = {
+  **{f"int{bits}": ("int8", "int16", "int32") for bits in (16, 32, 64)},
+  **{f"uint{bits}": ("uint8", "uint16", "uint32") for bits in (16, 32, 64)},
+  "float32": ("float16",),
+}
 _PACKAGES = ("numpy", "tensorflow", "tensorflow-compression")
 
 # What reading a zip archive raises where it is none, beside ArtefactError.
@@ -119,9 +127,9 @@ class Artefact:
     }
 
   def num_bytes(self, group: str) -> int:
-    """Of a group's arrays together."""
+    """Of a group's arrays together, as they are stored."""
     arrays = {k: v for k, v in self.model["arrays"].items() if k.startswith(f"{group}/")}
-    return sum(math.prod(a["shape"]) * np.dtype(a["dtype"]).itemsize for a in arrays.values())
+    return sum(math.prod(a["shape"]) * np.dtype(a["stored"]).itemsize for a in arrays.values())
 
   def arrays(self, group: str) -> dict[str, np.ndarray]:
     """A group's arrays by name within the group.
@@ -142,7 +150,7 @@ class Artefact:
     member = archive.read(f"{name}.npy")
     if hashlib.sha256(member).hexdigest() != facts["sha256"]:
       raise ArtefactError(f"{self.name}: the SHA-256 of {name} does not hold: damaged.")
-    shape, dtype = tuple(facts["shape"]), np.dtype(facts["dtype"])
+    shape, dtype = tuple(facts["shape"]), np.dtype(facts["stored"])
     start = 10 + int.from_bytes(member[8:10], "little")
     # Compared with what it must be, not parsed: numpy's parser was not made for hostile headers.
     # Numpy's versions differ in the blanks at its end only.
@@ -155,7 +163,7 @@ class Artefact:
       or len(member) != start + size
     ):
       raise ArtefactError(f"{self.name}: {name} is not the array that {_MODEL} announces.")
-    return np.frombuffer(member, descr, offset=start).astype(dtype).reshape(shape)
+    return np.frombuffer(member, descr, offset=start).astype(facts["dtype"]).reshape(shape)
 
 
 def dumps(
@@ -185,11 +193,13 @@ def dumps(
     if array.dtype.name not in _DTYPES or not (name.isascii() and name.isprintable()):
       raise ValueError(f"The array {name!r} of type {array.dtype} cannot be exported.")
     stream = io.BytesIO()
-    little = array.astype(array.dtype.newbyteorder("<"), order="C")
+    stored = _narrowest(array)
+    little = array.astype(stored.newbyteorder("<"), order="C")
     np.lib.format.write_array(stream, little, version=(1, 0), allow_pickle=False)
     members[f"{name}.npy"] = stream.getvalue()
     arrays[name] = {
       "dtype": array.dtype.name,
+      "stored": stored.name,
       "shape": list(array.shape),
       "sha256": hashlib.sha256(members[f"{name}.npy"]).hexdigest(),
     }
@@ -205,6 +215,34 @@ def dumps(
     "arrays": arrays,
   }
   return seal({_MODEL: (json.dumps(model, indent=1, allow_nan=False) + "\n").encode(), **members})
+
+
+def round_weights(codec: "TrainableCodec") -> None:
+  """Rounds the codec's weights to 16-bit floating point, before it is exported: half the room.
+
+  The rounded codec is another model, with a fingerprint of its own; by PSNR it is within 0.01 dB
+  where that was measured (docs/results.md).
+
+  Raises:
+    ArtefactError: A weight is too large for 16 bits.
+  """
+  for name, variable in named_variables(codec).items():
+    if variable.dtype.name == "float32":
+      with np.errstate(over="ignore"):
+        rounded = variable.numpy().astype(np.float16).astype(np.float32)
+      if not np.all(np.isfinite(rounded)):
+        raise ArtefactError(f"{name} has weights beyond 65,504: export it without --half.")
+      variable.assign(rounded)
+
+
+def _narrowest(array: np.ndarray) -> np.dtype:
+  """The narrowest type that holds all of an array's numbers exactly."""
+  for name in _NARROWER.get(array.dtype.name, ()):
+    with np.errstate(over="ignore", invalid="ignore"):
+      same = np.array_equal(array.astype(name).astype(array.dtype), array)
+    if same and np.dtype(name).itemsize < array.dtype.itemsize:
+      return np.dtype(name)
+  return array.dtype
 
 
 def default_name(family: str, runname: str, fingerprint: bytes, decoder_only: bool = False) -> str:
@@ -472,6 +510,7 @@ def _is_model(model: Mapping[str, Any]) -> bool:
   return all(
     isinstance(facts, dict)
     and facts.get("dtype") in _DTYPES
+    and facts.get("stored") in (facts["dtype"], *_NARROWER.get(facts["dtype"], ()))
     and isinstance(facts.get("sha256"), str)
     and isinstance(facts.get("shape"), list)
     and all(type(side) is int and 0 <= side <= MAX_BYTES for side in facts["shape"])
@@ -489,7 +528,7 @@ def _check_arrays(archive: zipfile.ZipFile, model: Mapping[str, Any], name: str)
   for array, facts in model["arrays"].items():
     if not array.startswith(("weights/", "coding/")):
       raise ArtefactError(f"{name}: the array {array} is of no known group.")
-    if math.prod(facts["shape"]) * np.dtype(facts["dtype"]).itemsize > there[f"{array}.npy"]:
+    if math.prod(facts["shape"]) * np.dtype(facts["stored"]).itemsize > there[f"{array}.npy"]:
       raise ArtefactError(f"{name}: {array} is smaller than {_MODEL} announces: hostile.")
 
 

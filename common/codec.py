@@ -262,6 +262,18 @@ class TrainableCodec(Codec, tf.Module):
     del image, report
     return None
 
+  def rescale(self, factor: float) -> None:
+    """Multiplies the latents, and fits the other weights to that (`common.rescale`): without
+    quantization the pictures and the relative densities stay as they are.
+
+    Raises:
+      ValueError: The model has a layer that cannot absorb the factor, or no grid to be finer.
+    """
+    raise ValueError(
+      f"{type(self).__name__} cannot rescale its latents: set "
+      "train_eval_config.warm_start_rescale=False."
+    )
+
   calibration_images = 1  # How many crops `calibrate` wants at least.
 
   def calibrate(self, x: tf.Tensor) -> None:

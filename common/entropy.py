@@ -512,6 +512,12 @@ class FactorizedPrior(tf.Module):
     logits = self._logits_float64()(np.asarray(centre, np.float64)[None])[0]
     variables[f"bias_{num_layers - 1}"].assign_sub(logits[:, None, None])
 
+  def stretch(self, factor: float) -> None:
+    """Makes each density that of `factor` times the latent."""
+    for variable in self.distribution.variables:
+      if variable.name.split("/")[-1].startswith("matrix_0"):
+        variable.assign(_inverse_softplus(np.logaddexp(0.0, variable.numpy()) / factor))
+
   def symbols(self, y: tf.Tensor) -> np.ndarray:
     """The integers that stand for `y` [B, h, w, channels]: round(y - offset), int32."""
     return round_around(y, self.offset.numpy())

@@ -22,8 +22,10 @@ from common import (
   hyper,
   metrics,
   numerics,
+  optimizers,
   precision,
   quantizers,
+  rescale,
   runs,
   schedules,
   train_options,
@@ -86,6 +88,7 @@ class TrainState:
   Attributes:
     averages: Of the trained weights, or None.
     loss_scale: Of a training in float16, or None.
+    rate_factors: float32 [number of trained variables], of their learning rates, or None.
   """
 
   def __init__(
@@ -93,6 +96,7 @@ class TrainState:
     codec: TrainableCodec,
     ema_decay: Optional[float] = None,
     precision_policy: Optional[str] = None,
+    rates_by_size: bool = False,
   ):
     """Makes the optimizers' variables too, so that a restore can be strict."""
     prior = {id(v) for v in codec.prior_variables}
@@ -101,9 +105,15 @@ class TrainState:
       [v for v in codec.trainable_variables if id(v) not in prior],
       [v for v in codec.trainable_variables if id(v) in prior],
     ]
-    self.optimizers = [tf.keras.optimizers.Adam(jit_compile=False) for _ in self.groups]
-    for optimizer, variables in zip(self.optimizers, self.groups):
-      optimizer.build(variables)
+    self.rate_factors: Optional[tf.Variable] = None
+    if rates_by_size:
+      self.rate_factors = tf.Variable(
+        tf.ones([sum(len(g) for g in self.groups)]), trainable=False, name="rate_factors"
+      )
+    self.optimizers = [
+      optimizers.Adam(self.groups[0], self.rate_factors),
+      optimizers.Adam(self.groups[1], self.rate_factors, first=len(self.groups[0])),
+    ]
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
     self.averages = Averages(codec.trainable_variables, ema_decay) if ema_decay else None
     self.loss_scale = precision.LossScale() if precision_policy == "mixed_float16" else None
@@ -115,9 +125,19 @@ class TrainState:
       parts["raw_weights"] = self.averages.values
     if self.loss_scale is not None:
       parts["loss_scale"] = self.loss_scale
+    if self.rate_factors is not None:
+      parts["rate_factors"] = self.rate_factors
     return tf.train.Checkpoint(
       codec=self.codec, optimizers=self.optimizers, step=self.step, **parts
     )
+
+  def start(self) -> None:
+    """Before the first step: what follows from the initial weights."""
+    if self.rate_factors is not None:
+      flat = [v for group in self.groups for v in group]
+      self.rate_factors.assign(optimizers.factors_by_size(flat))
+    if self.averages is not None:
+      self.averages.start()
 
   def evaluated(self) -> contextlib.AbstractContextManager[None]:
     """Within, the codec has the weights to evaluate: averages, where they are kept."""
@@ -283,7 +303,10 @@ class _Training:
     self._num_steps = int(self._options.num_steps)
     tf.keras.utils.set_random_seed(int(self._options.seed))
     self._state = TrainState(
-      build(config.model_config), self._options.ema_decay, self._options.precision_policy
+      build(config.model_config),
+      self._options.ema_decay,
+      self._options.precision_policy,
+      bool(config.optimizer_config.rates_by_size),
     )
     _check_distribution(self._state.codec, self._distribution)
     self._is_chief = self._distribution.is_chief
@@ -366,8 +389,7 @@ class _Training:
       while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
         crops.append(sampler.batch(len(crops)))
       self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
-    if self._state.averages is not None:
-      self._state.averages.start()
+    self._state.start()
 
   def _evaluation(
     self, settings: Optional[dict[str, Any]], max_images: Optional[int]
@@ -522,6 +544,11 @@ def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> str
   try:
     if not options.warm_start_partial:
       found.restore(weights_only(codec), step)
+      if options.warm_start_rescale:
+        source = runs.RunDir(found.folder.parent).read_work_unit().config["model_config"]
+        factor = rescale.factor(float(source["rd_lambda"]), float(config.model_config.rd_lambda))
+        codec.rescale(factor)
+        said += f" Latents times {factor:.4g}, for rd_lambda was {source['rd_lambda']:g} there."
       return said
     left = found.restore_fitting(weights_only(codec), step)
   except checkpoints_lib.MisfitError as e:

@@ -20,7 +20,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "check_numerics": False,
     "ema_decay": None,
     "warm_start_partial": False,
+    "warm_start_rescale": False,
   },
+  "optimizer_config": {"rates_by_size": False},
   "test_data_config": {"dataset": None, "batchsize": 8, "patchsize": 256, "max_images": None},
 }
 
@@ -61,6 +63,11 @@ def check(config: Any) -> None:
     raise hyper.ConfigError(
       "train_eval_config.check_numerics stops at the overflows that mixed_float16 finds its loss "
       "scale by: look for NaN with precision_policy=float32 or mixed_bfloat16."
+    )
+  if options.warm_start_rescale and (not options.warm_start or options.warm_start_partial):
+    raise hyper.ConfigError(
+      "train_eval_config.warm_start_rescale multiplies all latents of another run's weights: set "
+      "warm_start, and warm_start_partial=False."
     )
   if options.early_stopping_patience is None:
     return

@@ -6,7 +6,7 @@ from typing import Any, Union
 import numpy as np
 import tensorflow as tf
 
-from common import bitstream, dct_init, entropy, quantizers, rd, tiling, transforms
+from common import bitstream, dct_init, entropy, quantizers, rd, rescale, tiling, transforms
 from common.codec import Coded, Latent, Latents, Quantizer, TrainableCodec
 from common.profiling import Stage
 from factorized import vae
@@ -77,6 +77,12 @@ class FactorizedCodec(TrainableCodec):
     if self._fit_prior_to_data:
       y = self.infer(x)["y"].loc.numpy().reshape(-1, self.prior.channels)
       self.prior.calibrate(np.median(y, axis=0), np.std(y, axis=0))
+
+  def rescale(self, factor: float) -> None:
+    """See `TrainableCodec.rescale`."""
+    rescale.multiply_outputs(self.analysis, np.full(self.analysis.out_channels, factor))
+    rescale.divide_inputs(self.synthesis, factor)
+    self.prior.stretch(factor)
 
   @property
   def decoder_variables(self) -> Sequence[tf.Variable]:

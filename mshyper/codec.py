@@ -18,6 +18,7 @@ from common import (
   hyper_init,
   quantizers,
   rd,
+  rescale,
   tiling,
   transforms,
 )
@@ -173,6 +174,15 @@ class HyperpriorCodec(TrainableCodec):
       last.bias.assign(np.concatenate([np.mean(y, axis=(0, 1, 2)), np.log(spread)]))
     z = self.hyper_analysis(tf.constant(y)).numpy().reshape(-1, self.prior.channels)
     self.prior.calibrate(np.median(z, axis=0), np.std(z, axis=0))
+
+  def rescale(self, factor: float) -> None:
+    """See `TrainableCodec.rescale`. The hyper-latents stay as they are."""
+    ones = np.ones(self.analysis.out_channels)
+    rescale.multiply_outputs(self.analysis, factor * ones)
+    rescale.divide_inputs(self.synthesis, factor)
+    rescale.divide_inputs(self.hyper_analysis, factor)
+    rescale.multiply_outputs(self.hyper_synthesis, np.concatenate([factor * ones, ones]))
+    rescale.shift_outputs(self.hyper_synthesis, np.concatenate([0.0 * ones, np.log(factor) * ones]))
 
   def derive_coding(self) -> dict[str, np.ndarray]:
     """See `TrainableCodec.derive_coding`."""

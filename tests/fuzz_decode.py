@@ -597,10 +597,10 @@ def corpus() -> dict[str, bytes]:
   ):
     files[f"hostile-{name}.ntc"] = sealed(dataclasses.replace(stream_, **change))
   files["hostile-varint.ntc"] = b"NTC\x01\x01f" + bytes(6) + b"\xff" * 20
-  model = {"schema_version": 1, "family": "factorized", "fingerprint": "00" * 6,
-           "decoder_only": False, "model_config": {}, "step": 0, "training": {}, "versions": {},
-           "arrays": {}}  # fmt: skip
-  array = {"dtype": "float64", "shape": [2**31 - 1] * 3, "sha256": ""}
+  model = {"schema_version": artefacts.SCHEMA_VERSION, "family": "factorized",
+           "fingerprint": "00" * 6, "decoder_only": False, "model_config": {}, "step": 0,
+           "training": {}, "versions": {}, "arrays": {}}  # fmt: skip
+  array = {"dtype": "float64", "stored": "float64", "shape": [2**31 - 1] * 3, "sha256": ""}
   for name, value in (
     ("config", model),
     ("shape", {**model, "arrays": {"weights/x": array}}),

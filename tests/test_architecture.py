@@ -15,8 +15,8 @@ ROOMS = {
   "report_look report_page report_plots report_tables results runs slurm supervise train_options "
   "unpack venv",
   "B": "averages bitstream codec dct_init distribution entropy exact hyper_init layers libjpeg "
-  "lpips metrics numerics precision profiling quantizers rd schedules tiling transforms "
-  "transforms_elic transforms_shallow",
+  "lpips metrics numerics optimizers precision profiling quantizers rd rescale schedules tiling "
+  "transforms transforms_elic transforms_shallow",
   "C": "artefacts checkpoints classical cli data dead_leaves early_stopping eval_lib itinf_lib "
   "job lpips_weights programs report report_crops train_lib validation writers",
 }

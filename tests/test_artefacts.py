@@ -95,7 +95,8 @@ def _replace(name, array):
     members[f"{name}.npy"] = _npy(array)
     digest = hashlib.sha256(members[f"{name}.npy"]).hexdigest()
     model["arrays"][name] = {
-      "dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest,
+      "dtype": array.dtype.name, "stored": array.dtype.name, "shape": list(array.shape),
+      "sha256": digest,
     }  # fmt: skip
 
   return change
@@ -106,6 +107,51 @@ def _load(exported, data, **arguments):
 
 
 # What an export holds
+
+
+def test_arrays_are_stored_in_the_narrowest_type_and_come_back_as_they_were():
+  for array, stored in [
+    (np.array([-128, 127], np.int32), "int8"),
+    (np.array([-129, 127], np.int64), "int16"),
+    (np.array([0, 255], np.uint16), "uint8"),
+    (np.array([1 << 40], np.int64), "int64"),
+    (np.array([0.5, -2.0, 0.0], np.float32), "float16"),
+    (np.array([0.1], np.float32), "float32"),
+    (np.array([1e6], np.float32), "float32"),
+    (np.array([1e-9], np.float32), "float32"),
+    (np.array([0.5], np.float64), "float64"),
+    (np.array([True]), "bool"),
+    (np.zeros([0, 3], np.int32), "int8"),
+  ]:
+    assert artefacts._narrowest(array).name == stored, array
+
+
+@pytest.mark.slow
+def test_rounded_weights_take_half_the_room_and_are_a_model_of_their_own(exported):
+  other = exported.build(hyper.to_config(exported.config))
+  before = artefacts.named_variables(exported.codec)
+  for name, variable in artefacts.named_variables(other).items():
+    variable.assign(before[name])
+  artefacts.round_weights(other)
+  for name, variable in artefacts.named_variables(other).items():
+    np.testing.assert_allclose(variable, before[name], rtol=1e-3, atol=1e-7)
+  data = artefacts.dumps(other, exported.family, exported.config, 12, FACTS)
+  whole, half = artefacts.loads(exported.data), artefacts.loads(data)
+  assert half.num_bytes("weights") == pytest.approx(whole.num_bytes("weights") / 2, rel=0.01)
+  assert half.fingerprint != whole.fingerprint
+  loaded = _load(exported, data)
+  image = picture(40, 56)
+  file = other.compress(image)
+  assert loaded.compress(image) == file
+  np.testing.assert_array_equal(loaded.decompress(file), other.decompress(file))
+
+
+def test_weights_that_16_bits_cannot_hold_are_refused(exported):
+  other = exported.build(hyper.to_config(exported.config))
+  variable = next(iter(artefacts.named_variables(other).values()))
+  variable.assign(tf.fill(variable.shape, 1e6))
+  with pytest.raises(ArtefactError, match="export it without --half"):
+    artefacts.round_weights(other)
 
 
 @pytest.mark.slow
@@ -274,6 +320,13 @@ def _huge_shape(model, members):
   model["arrays"][_first_weight(model)]["shape"] = [1 << 20, 1 << 20, 1 << 20]
 
 
+def _stored_as(dtype):
+  def change(model, members):
+    model["arrays"][_first_weight(model)]["stored"] = dtype
+
+  return change
+
+
 def _wrong_digest(model, members):
   model["arrays"][_first_weight(model)]["sha256"] = "0" * 64
 
@@ -304,7 +357,7 @@ def _huge_header(member):
 
 
 FORGERIES = {
-  "a newer version": (_set("schema_version", 3), "schema version 3"),
+  "a newer version": (_set("schema_version", 4), "schema version 4"),
   "no version": (_set("schema_version", None), "schema version None"),
   "no config": (_set("model_config", None), "lacks fields"),
   "a fingerprint that is none": (_set("fingerprint", "xyz"), "lacks fields"),
@@ -324,6 +377,9 @@ FORGERIES = {
   "an unknown group": (_wrong_group, "no known group"),
   "a huge shape": (_huge_shape, "hostile"),
   "a wrong digest": (_wrong_digest, "does not hold"),
+  "stored as something wider": (_stored_as("float64"), "lacks fields"),
+  "stored as objects": (_stored_as("object"), "lacks fields"),
+  "stored as integers": (_stored_as("int8"), "lacks fields"),
   "a pickle": (_pickled, "announces"),
   "a member of another shape": (_set_member(lambda m: _npy(np.zeros(9999, "<f4"))), "announces"),
   "a header of a huge shape": (_set_member(_huge_header), "announces"),

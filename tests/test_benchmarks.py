@@ -1,12 +1,17 @@
 """The benchmarks' command lines, and the table of their figures; nothing is measured here."""
 
+import json
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import rows, table
+from benchmarks import half_hour, rows, table
+from common import data, results
+from tests.conftest import picture
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -26,7 +31,7 @@ SPEC = {
   12: ("start of a training", "10 s"),
   13: ("memory", "2048", "4 GB"),
 }
-MODULES = sorted({row.module for row in rows.ROWS.values()} | {"ceilings", "table"})
+MODULES = sorted({row.module for row in rows.ROWS.values()} | {"ceilings", "half_hour", "table"})
 
 
 def test_rows_are_those_of_the_specification():
@@ -73,3 +78,62 @@ def test_the_table_goes_on_after_a_failure(monkeypatch, capsys):
   out = capsys.readouterr().out
   assert "0.200 (0.100 to 0.300) s" in out and "| yes |" in out
   assert "Rows 6: benchmarks.coding failed." in out
+
+
+# The half hour beside CompressAI's trainer
+
+
+def _peer_out(folder, pictures, rate="0.01"):
+  """What benchmarks/compressai_trainer.py leaves for these pictures."""
+  out = folder / rate
+  out.mkdir(parents=True)
+  images = []
+  for i, (name, image) in enumerate(pictures.items()):
+    Image.fromarray(image ^ 1).save(out / f"{name}.png")
+    images.append(
+      {"image": f"{name}.png", "bytes": 100 + i, "seconds_encode": 0.1, "seconds_decode": 0.2}
+    )
+  facts = {
+    "lambda": float(rate), "minutes": 7.0, "steps": 3, "parameters": 5, "compressai": "1",
+    "torch": "2", "settings": {"model": "mbt2018-mean"}, "images": images,
+  }  # fmt: skip
+  (out / "facts.json").write_text(json.dumps(facts))
+  return folder
+
+
+def test_what_the_peer_left_is_measured_like_all_else(tmp_path):
+  pictures = {"a": picture(40, 56), "b": picture(33, 64)}
+  (tmp_path / "in").mkdir()
+  for name, image in pictures.items():
+    Image.fromarray(image).save(tmp_path / "in" / f"{name}.png")
+  images = data.load_eval_images(str(tmp_path / "in"))
+  (result,) = half_hour.import_peer(_peer_out(tmp_path / "out", pictures), images, "x")
+  assert [r.num_bytes for r in result.records] == [100, 101]
+  for record in result.records:
+    assert record.mse == pytest.approx(1.0)
+    assert record.psnr_db == pytest.approx(20 * np.log10(255))
+  assert result.records[0].bpp == pytest.approx(800 / (40 * 56))
+  path = results.write(tmp_path / "results", result)
+  assert results.read(path) == result
+  with pytest.raises(SystemExit, match=r"No \*/facts.json"):
+    half_hour.import_peer(tmp_path / "in", images, "x")
+  del pictures["b"]
+  with pytest.raises(SystemExit, match="made from others"):
+    half_hour.import_peer(_peer_out(tmp_path / "less", pictures), images, "x")
+
+
+def _curve(label, bpp, psnr_db):
+  return results.RDCurve(label=label, bpp=bpp, psnr_db=psnr_db, source="bitstream", group=label)
+
+
+def test_the_table_compares_at_equal_rates_within_what_was_measured():
+  ours = _curve("ours", (0.25, 0.4, 1.0), (28.0, 30.0, 33.0))
+  other = _curve("other", (0.1, 0.35, 0.5, 1.2), (20.0, 29.0, 31.0, 32.0))
+  assert half_hour.psnr_at(ours, 0.4) == pytest.approx(30.0)
+  assert half_hour.psnr_at(ours, 0.2) is None and half_hour.psnr_at(ours, 1.1) is None
+  assert half_hour.psnr_at(ours, np.sqrt(0.4)) == pytest.approx(31.5)
+  lines = half_hour.table(ours, [other])
+  (row,) = [line for line in lines if line.startswith("| ours | -")]
+  assert row.split(" | ")[3] == "30.00"
+  (sentence,) = [line for line in lines if line.startswith("- Against other")]
+  assert "higher from" in sentence and "BD-rate" in sentence

@@ -49,6 +49,7 @@ class Command:
 @pytest.fixture
 def command(capsys, tmp_path, monkeypatch):
   monkeypatch.setattr(configs, "MODELS_DIR", tmp_path / "no models")
+  monkeypatch.setattr(configs, "EXAMPLE_MODEL", tmp_path / "no models" / "example.ntcm")
   return Command(capsys)
 
 
@@ -146,6 +147,30 @@ def test_a_picture_there_and_back_by_a_run(command, photo, run, tmp_path, codec)
   assert f"{size} bytes, {8 * size / 40 / 56:.3f} bpp" in command.out and " dB" in command.out
   assert command("decompress", f"--workdir={run.path}", file, back) == 0
   np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+
+
+def test_without_a_model_the_example_model_compresses_and_decodes(
+  command, photo, models, tmp_path, monkeypatch
+):
+  example = models / "model.ntcm"
+  monkeypatch.setattr(configs, "EXAMPLE_MODEL", example)
+  file, back = tmp_path / "photo.ntc", tmp_path / "back.png"
+  assert command("compress", photo / "photo.png", file) == 0
+  assert "with the example model" in command.err and str(example) in command.err
+  assert file.read_bytes() == (photo / "photo.ntc").read_bytes()
+  assert command("decompress", file, back) == 0
+  np.testing.assert_array_equal(_pixels(back), _pixels(photo / "decoded.png"))
+  assert command("info", file) == 0 and str(example) in command.out
+
+
+def test_an_export_of_half_the_size_codes_alike(command, run, models, photo, tmp_path):
+  half, file, back = tmp_path / "half.ntcm", tmp_path / "photo.ntc", tmp_path / "back.png"
+  assert command("export", run.path, "--half", "--output", half) == 0
+  assert half.stat().st_size < 0.7 * (models / "model.ntcm").stat().st_size
+  assert command("compress", photo / "photo.png", file, "--model", half) == 0
+  assert command("decompress", file, back, "--model", half) == 0
+  difference = _pixels(back).astype(int) - _pixels(photo / "decoded.png")
+  assert np.mean(np.abs(difference)) < 1.0
 
 
 @of_both_families

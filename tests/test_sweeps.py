@@ -5,6 +5,8 @@ import json
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -624,3 +626,23 @@ def test_evaluations_of_old_and_new_trainings_are_all_released(command, cluster,
   assert [a.is_held() for a in cluster.arrays()] == [False] * 5
   assert command("status", xid) == 0
   assert "8 DONE" in command.out
+
+
+@pytest.mark.parametrize("variant", ["", ":trial"])
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "sweeps").glob("[!_]*.py")))
+def test_the_projects_own_sweeps_expand(file, variant):
+  argv = ["launch.py", f"--sweep=sweeps/{file}{variant}", "--dry_run"]
+  done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "nothing was written" in done.stdout
+
+
+def test_half_an_hour_is_one_model_at_four_rates_each_from_one_beside_it():
+  (part,) = hyper.load(str(ROOT / "sweeps" / "half_hour.py")).get_sweep()
+  lambdas = [s["model_config.rd_lambda"] for s in part.settings]
+  sources = [s.get("train_eval_config.warm_start") for s in part.settings]
+  assert len(lambdas) == 4 and sources == [None, "wid=0", "wid=0", "wid=2"]
+  for own, source in zip(lambdas, sources):
+    if source is not None:
+      ratio = own / lambdas[int(source[-1])]
+      assert 1 / 4 < ratio < 4  # Further away, the grid alone is no good start.

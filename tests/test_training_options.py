@@ -57,6 +57,8 @@ def test_every_training_config_has_the_options_at_their_defaults(file):
     (OPTION + "precision_policy=float16", "Known: float32, mixed_float16, mixed_bfloat16"),
     (OPTION + "check_numerics=maybe", "check_numerics"),
     (OPTION + "warm_start_partial=maybe", "warm_start_partial"),
+    (OPTION + "warm_start_rescale=maybe", "warm_start_rescale"),
+    ("--config.optimizer_config.rates_by_size=maybe", "rates_by_size"),
     ("--config.test_data_config.dataset=kodac", "kodak"),
     ("--config.test_data_config.batchsize=0", "test_data_config.batchsize is 0"),
     ("--config.test_data_config.patchsize=0", "test_data_config.patchsize is 0"),
@@ -78,6 +80,7 @@ def test_a_value_out_of_range_names_the_fix_before_anything_is_written(
     (["early_stopping_patience=2", "../train_data_config.val_split=None"], "val_split"),
     (["early_stopping_patience=2", "keep_best=False"], "keep_best=True"),
     (["check_numerics=True", "precision_policy=mixed_float16"], "mixed_bfloat16"),
+    (["warm_start_rescale=True"], "set warm_start, and warm_start_partial=False"),
   ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(
@@ -584,6 +587,44 @@ def test_a_partial_warm_start_from_which_nothing_fits_is_refused(tmp_path):
   module.weight = tf.Variable([1.0])
   with pytest.raises(checkpoints.MisfitError, match="none of the 1 variables"):
     ckpts.restore_fitting(tf.train.Checkpoint(codec=module), 1)
+
+
+# --- Warm starts for another lambda, rates by size -----------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_a_rescaled_warm_start_begins_on_the_grid_of_its_lambda(
+  request, pictures, tmp_path, family
+):
+  name = "trained_run" if family == "factorized" else "trained_hyperprior_run"
+  source = request.getfixturevalue(name)
+  more = [
+    OPTION + "warm_start_rescale=True",
+    f"{OPTION}warm_start={source.path}",
+    "--config.optimizer_config.learning_rate=0.0",
+  ]
+  rd_lambda = json.loads(source.work_unit_file.read_text())["work_unit"]["config"]["model_config"][
+    "rd_lambda"
+  ]
+  more.append(f"--config.model_config.rd_lambda={rd_lambda * 4}")
+  run = _run(tiny_arguments(pictures, tmp_path, *more, steps=1, family=family), tmp_path, family)
+  start, end = _weights(source), _weights(run)
+  last = [k for k in end if k.startswith("codec/analysis/layers/") and k.endswith("kernel")][-1]
+  np.testing.assert_allclose(end[last], 2 * start[last], rtol=1e-6)
+  (line,) = [x for x in run.log_file.read_text().splitlines() if "Warm start from" in x]
+  assert f"Latents times 2, for rd_lambda was {rd_lambda:g} there." in line
+
+
+@pytest.mark.slow
+def test_rates_by_size_resume_exactly(trained_run, pictures, tmp_path):
+  more = ["--xid", "1", "--config.optimizer_config.rates_by_size=True"]
+  run = _run(tiny_arguments(pictures, tmp_path / "whole", *more), tmp_path / "whole")
+  _resumed_like(run, tmp_path / "resumed")
+  ours, plain = _weights(run), _weights(trained_run)
+  (factors,) = [ours[k] for k in ours if k.startswith("rate_factors")]
+  assert factors.min() < 1.0 == factors.max()
+  assert any(not np.array_equal(ours[k], plain[k]) for k in plain)
 
 
 # --- Several devices -----------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       warm_start=config_dict.placeholder(str),  # A checkpoint, a run, or an experiment.
       warm_start_wid=config_dict.placeholder(int),  # With an experiment; None: this run's wid.
       warm_start_partial=False,  # True: take what fits by name and shape, log what does not.
+      warm_start_rescale=False,  # Of no use here: there is no grid to be finer.
       # Of averages of the weights, such as 0.9999, which are what is validated, evaluated and
       # exported; None: none.
       ema_decay=config_dict.placeholder(float),

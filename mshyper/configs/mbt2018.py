@@ -73,6 +73,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       warm_start=config_dict.placeholder(str),  # A checkpoint, a run, or an experiment.
       warm_start_wid=config_dict.placeholder(int),  # With an experiment; None: this run's wid.
       warm_start_partial=False,  # True: take what fits by name and shape, log what does not.
+      # True: multiply the latents by the root of the ratio of the two runs' rd_lambda, so that they
+      # begin on the grid that suits this one.
+      warm_start_rescale=False,
       # Of averages of the weights, such as 0.9999, which are what is validated, evaluated and
       # exported; None: none.
       ema_decay=config_dict.placeholder(float),
@@ -93,6 +96,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       decay_after_steps=(num_steps * 0.8).to_int(),
       decay_factor=0.1,
       gradient_clip_norm=1.0,
+      # True: kernels whose initial values are small learn slower (common/optimizers.py), which
+      # spares the DCT that a training starts from.
+      rates_by_size=False,
     )
   )
 
