@@ -49,9 +49,8 @@ class Adam(tf.keras.optimizers.Adam):
       first: Where in `factors` that of the first variable is.
     """
     super().__init__(jit_compile=False)
-    places = {v.ref(): first + i for i, v in enumerate(variables)}
     # A function, for what is an attribute would be a part of the optimizer's checkpoint.
-    self._factor_of = None if factors is None else lambda v: factors[places[v.ref()]]
+    self._factor_of = None if factors is None else lambda index: factors[first + index]
     self.build(list(variables))
 
   def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
@@ -59,10 +58,10 @@ class Adam(tf.keras.optimizers.Adam):
     if self._factor_of is None:
       super().update_step(gradient, variable)
       return
+    index = self._index_dict[self._var_key(variable)]
     step = tf.cast(self.iterations + 1, tf.float32)
     corrections = tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
-    rate = self.learning_rate * self._factor_of(variable) * corrections
-    index = self._index_dict[self._var_key(variable)]
+    rate = self.learning_rate * self._factor_of(index) * corrections
     mean, square = self._momentums[index], self._velocities[index]
     mean.assign_add((gradient - mean) * (1.0 - self.beta_1))
     square.assign_add((tf.square(gradient) - square) * (1.0 - self.beta_2))

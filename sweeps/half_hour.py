@@ -29,7 +29,7 @@ def get_sweep(variant: str = "") -> list[hyper.Part]:
       "train_eval_config.num_steps": int(FIRST_STEPS * share),
       "train_eval_config.eval_every_steps": int(FIRST_STEPS * share),
     },
-    _further(0.03, "wid=0", share),
+    _further(0.04, "wid=0", share),
     _further(0.0035, "wid=0", share),
     _further(0.0012, "wid=2", share),
   ]

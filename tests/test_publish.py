@@ -6,10 +6,12 @@ import io
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 import configs
-from common import hyper, publish, report, report_data, results, runs
+from benchmarks import half_hour
+from common import bd, hyper, publish, report, report_data, results, runs
 from tests.conftest import ROOT
 from tests.test_report import BPP, PSNR, result, write_jpeg
 
@@ -263,3 +265,41 @@ def test_the_committed_report_names_no_path_of_a_machine():
     for path in results.find(COMMITTED / "results", dataset):
       run = json.loads(path.read_text())["run"]
       assert run["workdir"] is None or run["workdir"].startswith("train_xms/overnight/")
+
+
+# --- The half hour ---
+
+HALF_HOUR = ROOT / "docs" / "half_hour"
+
+
+def half_hour_curves():
+  if not HALF_HOUR.is_dir():
+    pytest.skip("There is no committed half hour yet.")
+  found = [results.read(p) for p in results.find(HALF_HOUR / "results", "kodak")]
+  for file in found:
+    assert file.mode == "bitstream" and len(file.records) == 24
+    for r in file.records:
+      assert r.bpp == pytest.approx(8 * r.num_bytes / r.num_pixels, rel=1e-5)
+  return {c.group: c for c in results.curves(found)}
+
+
+def test_half_an_hour_is_above_jpeg_everywhere_and_above_webp_and_the_peer():
+  curves = half_hour_curves()
+  ours = next(c for group, c in curves.items() if group.startswith("mshyper-half_hour"))
+  assert len(ours.bpp) >= 4 and ours.bpp[0] < 0.2 and ours.bpp[-1] > 1.0
+  for rate in np.linspace(0.2, 1.0, 81):
+    for other in ("jpeg", "jpeg-optimized"):
+      jpeg = half_hour.psnr_at(curves[f"classical-{other}"], rate)
+      assert jpeg is None or half_hour.psnr_at(ours, rate) > jpeg, (other, rate)
+  assert bd.gain(curves["classical-webp"], ours).most_db > 0
+  (peer,) = [c for group, c in curves.items() if group.startswith("compressai")]
+  assert len(peer.bpp) >= 4
+  assert max(peer.psnr_db) < max(ours.psnr_db)
+  for bpp, psnr_db in zip(peer.bpp, peer.psnr_db):
+    own = half_hour.psnr_at(ours, bpp)
+    assert own is None or own > psnr_db, bpp
+
+
+def test_the_half_hour_names_no_path_of_a_machine():
+  half_hour_curves()
+  assert publish.check(HALF_HOUR) > 20

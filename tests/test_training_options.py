@@ -650,14 +650,14 @@ def test_two_workers_stop_early_together_as_two_replicas_do(pictures, tmp_path):
 
 @pytest.mark.slow
 def test_replicas_leave_out_the_same_steps(pictures, tmp_path):
-  """Float16, whose first steps overflow, with averages."""
+  """Float16, whose first steps overflow, with averages and rates by size."""
   code = (
     "from common import precision\n"
     "precision.LossScale.INITIAL = 2.0 ** 40\n"
     "import runpy; runpy.run_module('factorized.train', run_name='__main__')"
   )
   more = [OPTION + "num_replicas=2", OPTION + "precision_policy=mixed_float16"]
-  more.append(OPTION + "ema_decay=0.9")
+  more += [OPTION + "ema_decay=0.9", "--config.optimizer_config.rates_by_size=True"]
   argv = distributed.arguments(pictures, tmp_path, "1", "mirrored", 12, *more)
   done = subprocess.run(
     [sys.executable, "-c", code, *argv],
