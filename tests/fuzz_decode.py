@@ -203,7 +203,8 @@ def _sealed_size(random: np.random.Generator, target: Target) -> bytes:
 def _sealed_lengths(random: np.random.Generator, target: Target) -> bytes:
   """A header that claims other lengths or numbers, its own checksum right."""
   stream = _stream(random, target)
-  header = bytearray(b"NTC\x01" + bytes([len(stream.family)]) + stream.family.encode())
+  header = bytearray(b"NTC" + bytes([bitstream.FORMAT_VERSION, len(stream.family)]))
+  header += stream.family.encode()
   header += stream.fingerprint + bitstream.varint(stream.height) + bitstream.varint(stream.width)
   header.append(int(random.choice([0, 1, 2, 3, 16, 17, 255])))
   for section in stream.sections:
@@ -596,7 +597,9 @@ def corpus() -> dict[str, bytes]:
     ("sections", {"sections": (b"",) * 16}),
   ):
     files[f"hostile-{name}.ntc"] = sealed(dataclasses.replace(stream_, **change))
-  files["hostile-varint.ntc"] = b"NTC\x01\x01f" + bytes(6) + b"\xff" * 20
+  files["hostile-varint.ntc"] = (
+    b"NTC" + bytes([bitstream.FORMAT_VERSION]) + b"\x01f" + bytes(6) + b"\xff" * 20
+  )
   model = {"schema_version": artefacts.SCHEMA_VERSION, "family": "factorized",
            "fingerprint": "00" * 6, "decoder_only": False, "model_config": {}, "step": 0,
            "training": {}, "versions": {}, "arrays": {}}  # fmt: skip

@@ -356,7 +356,7 @@ def test_damaged_files_are_refused_and_leave_nothing(command, photo, models, tmp
     "short": (content[:-3], "truncated"),
     "empty": (b"", "truncated"),
     "text": (b"no such file", "magic"),
-    "future": (content[:3] + b"\3" + content[4:], "version 3; this code reads 2"),
+    "future": (content[:3] + b"\4" + content[4:], "version 4; this code reads 3"),
   }
   for name, (changed, message) in damaged.items():
     file = tmp_path / f"{name}.ntc"

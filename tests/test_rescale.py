@@ -86,7 +86,7 @@ def test_what_cannot_absorb_the_factor_is_refused_with_the_option_to_change():
   attention = transforms.make_transform(
     "ElicAnalysis", channels=(4, 4, 4, CHANNELS), num_residual_blocks=1
   )
-  with pytest.raises(ValueError, match=r"ElicAnalysis does not end .* warm_start_rescale=False"):
+  with pytest.raises(ValueError, match=r"ElicAnalysis does not end .*warm_start_rescale=False"):
     rescale.multiply_outputs(attention, np.ones(CHANNELS))
   synthesis = transforms.make_transform(
     "ElicSynthesis", channels=(4, 4, 4, CHANNELS), num_residual_blocks=1

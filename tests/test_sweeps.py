@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import launch_eval
 from common import hyper, launchers, runs, slurm
+from sweeps import half_hour
 from tests import fake_slurm
 from tests.conftest import ROOT, run_entry_point, tiny_arguments
 from tests.test_launch import TRAIN, command, project, tree  # noqa: F401
@@ -638,7 +639,7 @@ def test_the_projects_own_sweeps_expand(file, variant):
 
 
 def test_half_an_hour_is_one_model_at_four_rates_each_from_one_beside_it():
-  (part,) = hyper.load(str(ROOT / "sweeps" / "half_hour.py")).get_sweep()
+  (part,) = half_hour.get_sweep()
   lambdas = [s["model_config.rd_lambda"] for s in part.settings]
   sources = [s.get("train_eval_config.warm_start") for s in part.settings]
   assert len(lambdas) == 4 and sources == [None, "wid=0", "wid=0", "wid=2"]

@@ -59,7 +59,7 @@ _VARIANTS = {
   "example": {
     **mbt2018.SMALL,
     **_SHORT,
-    "train_eval_config.num_steps": 5_000,
+    "train_eval_config.num_steps": 2_400,
     "model_config.rd_lambda": 0.004,
     "model_config.analysis.num_filters": 96,
     "model_config.analysis.output_channels": 192,
