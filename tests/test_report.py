@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -676,6 +677,10 @@ def test_the_report_imports_no_tensorflow(tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
 
 
+# Of the loop in the next test, on a processor that the 3 s are meant for.
+_LOOP_SECONDS = 0.2
+
+
 @pytest.mark.slow
 def test_200_runs_take_less_than_3_seconds(tmp_path):
   folder = tmp_path / "results"
@@ -688,15 +693,19 @@ def test_200_runs_take_less_than_3_seconds(tmp_path):
       )
   command = [sys.executable, "-m", "common.report", "--dataset=kodak", f"--results_dir={folder}"]
   seconds = []
-  for _ in range(3):  # The first may build matplotlib's font cache.
+  for _ in range(5):  # The first may build matplotlib's font cache.
+    began = time.process_time()
+    sum(i * i for i in range(5_000_000))
+    slowness = max(1.0, (time.process_time() - began) / _LOOP_SECONDS)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, f"--out={tmp_path / 'out'}"], check=True, cwd=configs.PROJECT_DIR)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of one processor: the machine may be busy.
-    seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    # Of one processor, for the machine may be busy; of a slower one, as much more.
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    seconds.append(used / slowness)
     if seconds[-1] < 3:
       break
-  assert seconds[-1] < 3
+  assert seconds[-1] < 3, seconds
   assert len(table(tmp_path, "records.csv")) == 4800
   curves = len({p["label"] for p in table(tmp_path, "curves.csv")})
   assert len(table(tmp_path, "bd_matrix.csv")) == curves * (curves - 1)
