@@ -511,6 +511,7 @@ def _is_model(model: Mapping[str, Any]) -> bool:
     isinstance(facts, dict)
     and facts.get("dtype") in _DTYPES
     and facts.get("stored") in (facts["dtype"], *_NARROWER.get(facts["dtype"], ()))
+    and np.dtype(facts["stored"]).itemsize <= np.dtype(facts["dtype"]).itemsize
     and isinstance(facts.get("sha256"), str)
     and isinstance(facts.get("shape"), list)
     and all(type(side) is int and 0 <= side <= MAX_BYTES for side in facts["shape"])

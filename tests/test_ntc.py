@@ -163,6 +163,15 @@ def test_without_a_model_the_example_model_compresses_and_decodes(
   assert command("info", file) == 0 and str(example) in command.out
 
 
+def test_the_example_model_that_ships_compresses_and_decodes(capsys, photo, tmp_path):
+  assert 1e6 < configs.EXAMPLE_MODEL.stat().st_size < 10e6
+  command, file, back = Command(capsys), tmp_path / "photo.ntc", tmp_path / "back.png"
+  assert command("compress", photo / "photo.png", file) == 0
+  assert command("decompress", file, back) == 0
+  error = _pixels(back).astype(float) - _pixels(photo / "photo.png")
+  assert 10 * np.log10(255**2 / np.mean(error**2)) > 20
+
+
 def test_an_export_of_half_the_size_codes_alike(command, run, models, photo, tmp_path):
   half, file, back = tmp_path / "half.ntcm", tmp_path / "photo.ntc", tmp_path / "back.png"
   assert command("export", run.path, "--half", "--output", half) == 0
