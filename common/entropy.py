@@ -263,9 +263,6 @@ def _pool(threads: int) -> futures.ThreadPoolExecutor:
   return futures.ThreadPoolExecutor(threads, thread_name_prefix="range_coder")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # Threads do not come along.
-
-
 def decode(
   tables: CodingTables, data: bytes, shape: tuple[int, ...], rows: Optional[np.ndarray] = None
 ) -> np.ndarray:
