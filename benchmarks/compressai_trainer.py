@@ -4,7 +4,7 @@ Runs in CompressAI's own virtual environment and imports nothing of ours; `bench
 reads what it writes.
 
   PEER/python benchmarks/compressai_trainer.py --train FOLDER --test FOLDER --out FOLDER \\
-    --minutes 15.5,4.9,4.9,4.9 --lambdas 0.01,0.03,0.0035,0.0012
+    --minutes 15.5,4.9,4.9,4.9 --lambdas 0.01,0.03,0.0035,0.0012 [--batch_size 2] [...]
 
 The settings are the defaults of `examples/train.py` in CompressAI's repository: 16 random crops of
 256x256 a step, Adam 1e-4 for the model and 1e-3 for the quantiles, gradients clipped at norm 1,

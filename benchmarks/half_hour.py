@@ -64,7 +64,10 @@ def _import_rate(
       )
     )
   settings = facts["settings"]
-  label = f"CompressAI {facts['compressai']} {settings['model']}, example trainer"
+  label = (
+    f"CompressAI {facts['compressai']} {settings['model']}, trained as its example "
+    f"({settings['batch_size']} crops a step, rate {settings['learning_rate']:g})"
+  )
   return results.ResultFile(
     run={
       "family": FAMILY,

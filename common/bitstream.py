@@ -89,7 +89,10 @@ def read(data: bytes) -> Bitstream:
     raise BitstreamError("Not a bitstream of this project (the magic bytes are missing).")
   version = cursor.take(1, "version")[0]
   if version != FORMAT_VERSION:
-    raise BitstreamError(f"Format version {version}; this code reads {FORMAT_VERSION}.")
+    raise BitstreamError(
+      f"Format version {version}; this code reads {FORMAT_VERSION}. Decode the file with the code "
+      "that wrote it, and compress again."
+    )
   name = cursor.take(cursor.take(1, "family")[0], "family")
   fingerprint = cursor.take(FINGERPRINT_BYTES, "fingerprint")
   height, width = cursor.varint("height"), cursor.varint("width")

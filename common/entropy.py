@@ -132,8 +132,8 @@ def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]
 
   With `rows`, symbols that their rows say are 0 all but surely (`CodingTables.num_sure`) are not in
   the range coder: the exceptions are their number, and for each how far it is from the one before
-  and its value, varints. A fifth to a half of a hyperprior's symbols need no coder then; what they
-  cost is next to nothing either way.
+  and its value, varints. A quarter to a half of a hyperprior's symbols need no coder then; what
+  they cost is next to nothing either way.
 
   Args:
     tables: The distributions.

@@ -245,6 +245,8 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
       data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
   codec = build(config.model_config)
+  if options.warm_start_rescale:  # Whether it can be done, before its source is trained.
+    codec.rescale(1.0)
   if options.warm_start and hyper.source_of(unit) is None:
     _warm_start(codec, unit, config)
 

@@ -86,6 +86,13 @@ eventually() {  # SECONDS COMMAND...
     sleep 0.1
   done
 }
+# It ends at once where its port is taken: by a cluster that just ended, for a while.
+controller_answers() {
+  local pid time
+  read -r pid time <"$DIR/pids/slurmctld"
+  is_ours "$pid" "$time" || { sleep 1; daemon slurmctld slurmctld -D; }
+  scontrol ping
+}
 two_idle() { [ "$(sinfo -h -N -p low -t idle -o %N | wc -l)" = 2 ]; }
 
 # Twins of /dev/null: Slurm counts character devices, and hands out nothing else.
@@ -208,7 +215,7 @@ start() {
   eventually 20 munge -S "$DIR/munge/socket" -n
   if [ "$ACCOUNTING" != 0 ]; then start_accounting; fi
   daemon slurmctld slurmctld -D
-  eventually 30 scontrol ping
+  eventually 60 controller_answers
   daemon slurmd-1 slurmd -D -N n1
   daemon slurmd-2 slurmd -D -N n2
   eventually 60 two_idle

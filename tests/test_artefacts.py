@@ -327,6 +327,11 @@ def _stored_as(dtype):
   return change
 
 
+def _narrow_kernel_stored_as_wider(model, members):
+  """int16 that says it is stored as int32: reading it would wrap."""
+  model["arrays"][_first_weight(model)].update(dtype="int16", stored="int32")
+
+
 def _wrong_digest(model, members):
   model["arrays"][_first_weight(model)]["sha256"] = "0" * 64
 
@@ -378,6 +383,7 @@ FORGERIES = {
   "a huge shape": (_huge_shape, "hostile"),
   "a wrong digest": (_wrong_digest, "does not hold"),
   "stored as something wider": (_stored_as("float64"), "lacks fields"),
+  "integers stored as something wider": (_narrow_kernel_stored_as_wider, "lacks fields"),
   "stored as objects": (_stored_as("object"), "lacks fields"),
   "stored as integers": (_stored_as("int8"), "lacks fields"),
   "a pickle": (_pickled, "announces"),

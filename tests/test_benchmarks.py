@@ -95,7 +95,8 @@ def _peer_out(folder, pictures, rate="0.01"):
     )
   facts = {
     "lambda": float(rate), "minutes": 7.0, "steps": 3, "parameters": 5, "compressai": "1",
-    "torch": "2", "settings": {"model": "mbt2018-mean"}, "images": images,
+    "torch": "2", "images": images,
+    "settings": {"model": "mbt2018-mean", "batch_size": 2, "learning_rate": 5e-4},
   }  # fmt: skip
   (out / "facts.json").write_text(json.dumps(facts))
   return folder

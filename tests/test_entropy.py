@@ -137,19 +137,19 @@ def test_blocks_of_symbols_make_no_difference(prior, normal, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "section",
+  "section,said",
   [
-    b"\x09\x00\x00\x00\x00",  # More exceptions than bytes.
-    b"\x01\x20\x00\x00",  # Beyond the last symbol.
-    b"\x01\x08\x00\x00",  # Where the row is not sure.
-    b"\x01\x00\xff\xff\xff\xff\x7f\x00",  # A value out of range.
-    b"\x01\x00",  # Ends within.
+    (b"\x09\x00\x00\x00\x00", "more exceptions than room"),
+    (b"\x01\x20\x00\x00", "exception of the section is out of range"),  # Beyond the last symbol.
+    (b"\x01\x08\x00\x00", "symbol of the range coder is an exception"),  # Its row is not sure.
+    (b"\x01\x00\xff\xff\xff\xff\x7f\x00", "exception of the section is out of range"),
+    (b"\x01\x00\x80", "ends within its exception"),
   ],
 )
-def test_hostile_exceptions_are_refused(normal, section):
+def test_hostile_exceptions_are_refused(normal, section, said):
   rows = np.zeros([1, 2, 2, 4], int)
   rows[0, 1] = 40
-  with pytest.raises(BitstreamError):
+  with pytest.raises(BitstreamError, match=said):
     entropy.decode(normal.tables, section, rows.shape, rows)
 
 

@@ -677,12 +677,19 @@ def test_the_report_imports_no_tensorflow(tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
 
 
-# Of the loop in the next test, on a processor that the 3 s are meant for.
+# Of the loop in `_slowness`, on a processor that the 3 s are meant for.
 _LOOP_SECONDS = 0.2
 
 
+def _slowness():
+  """How many times as long as there this processor takes now, 1 to 2."""
+  began = time.process_time()
+  sum(i * i for i in range(5_000_000))
+  return min(2.0, max(1.0, (time.process_time() - began) / _LOOP_SECONDS))
+
+
 @pytest.mark.slow
-def test_200_runs_take_less_than_3_seconds(tmp_path):
+def test_200_runs_take_less_than_3_seconds_of_a_fast_processor(tmp_path):
   folder = tmp_path / "results"
   for experiment in range(25):
     for wid, (bpp, psnr) in enumerate(zip(np.linspace(0.1, 2, 8), np.linspace(27, 40, 8))):
@@ -694,15 +701,13 @@ def test_200_runs_take_less_than_3_seconds(tmp_path):
   command = [sys.executable, "-m", "common.report", "--dataset=kodak", f"--results_dir={folder}"]
   seconds = []
   for _ in range(5):  # The first may build matplotlib's font cache.
-    began = time.process_time()
-    sum(i * i for i in range(5_000_000))
-    slowness = max(1.0, (time.process_time() - began) / _LOOP_SECONDS)
+    slowness = _slowness()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, f"--out={tmp_path / 'out'}"], check=True, cwd=configs.PROJECT_DIR)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Of one processor, for the machine may be busy; of a slower one, as much more.
     used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    seconds.append(used / slowness)
+    seconds.append(used / min(slowness, _slowness()))
     if seconds[-1] < 3:
       break
   assert seconds[-1] < 3, seconds

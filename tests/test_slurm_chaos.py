@@ -207,7 +207,8 @@ for wid in sys.argv[1].split(","):
 def train_unbroken(config, experiments, settings):
   """The same runs, one after the other in each of two processes; their folders in order."""
   argv = [f"--config={config}", f"--experiments_dir={experiments}", *settings]
-  env = {**os.environ, "NTC_NUM_THREADS": "1"}
+  # As the jobs have it; tests.conftest drops NTC_NUM_THREADS.
+  env = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1"}
   commands = [[sys.executable, "-c", UNBROKEN, wids, *argv] for wids in ("0,2,4,6", "1,3,5,7")]
   started = [subprocess.Popen(c, cwd=ROOT, env=env, stderr=subprocess.PIPE) for c in commands]
   for process in started:

@@ -616,6 +616,22 @@ def test_a_rescaled_warm_start_begins_on_the_grid_of_its_lambda(
   assert f"Latents times 2, for rd_lambda was {rd_lambda:g} there." in line
 
 
+def test_a_rescaled_warm_start_that_the_model_cannot_do_is_refused_before_its_source_trains(
+  pictures,
+):
+  from mshyper import codec
+
+  config = hyper.load(str(ROOT / "mshyper/configs/jpegl.py:tiny")).get_config()
+  values = {"warm_start": "wid=0", "warm_start_rescale": True}
+  hyper.set_values(config, {f"train_eval_config.{k}": v for k, v in values.items()})
+  hyper.set_values(config, {"train_data_config.dataset": str(pictures)})
+  hyper.set_values(config, {f"{d}_data_config.patchsize": 32 for d in ("train", "val")})
+  unit = hyper.WorkUnit("mshyper", "train", hyper.plain(config), 1, {}, "a", "a.py")
+  assert hyper.source_of(unit) == 0
+  with pytest.raises(ValueError, match=r"ElicAnalysis .*warm_start_rescale=False"):
+    train_lib.check(unit, codec.build)
+
+
 @pytest.mark.slow
 def test_rates_by_size_resume_exactly(trained_run, pictures, tmp_path):
   more = ["--xid", "1", "--config.optimizer_config.rates_by_size=True"]

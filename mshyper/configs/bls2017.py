@@ -52,7 +52,7 @@ _VARIANTS = {
   "small": {
     **mbt2018.SMALL,
     **_SHORT,
-    "train_eval_config.num_steps": 4_500,
+    "train_eval_config.num_steps": 4_800,
     "model_config.analysis.num_filters": 128,
     "model_config.synthesis.num_filters": 128,
   },
