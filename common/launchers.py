@@ -1153,10 +1153,10 @@ def snapshot(
 ) -> int:
   """Copies the source as it is now, uncommitted and untracked files included; returns its bytes.
 
-  Git's index, HEAD and stash are only read. Folders that experiments, results and data sets are
-  written to are left out, wherever they lie.
+  Git's index, HEAD and stash are only read. Folders that experiments, results, models and data sets
+  are written to are left out, wherever they lie.
   """
-  site = [getattr(configs, name) for name in _SITE_VARIABLES.values()]
+  site = [*(getattr(configs, name) for name in _SITE_VARIABLES.values()), configs.MODELS_DIR]
   written = [p for p in (*site, *leave_out) if p != project_dir and project_dir in p.parents]
   names = _git_files(project_dir)
   tracked = names is not None
