@@ -40,7 +40,7 @@ if TYPE_CHECKING:
   from common.codec import BuildCodec, TrainableCodec
 
 SUFFIX = ".ntcm"
-SCHEMA_VERSION = 3  # 3: arrays are stored in the narrowest type.
+SCHEMA_VERSION = 4  # 4: all layers of an integer hyper-synthesis are alike.
 
 # What a model says of its training: nothing of the machine.
 TRAINING_FACTS = ("xid", "wid", "runname", "commit", "dirty")

@@ -21,9 +21,10 @@ from common.job import Interrupted, Job
 
 _LOG = logging.getLogger(__name__)
 
-# What an entry point gives: checks a config by building its codec, and runs the job.
+# What an entry point gives: checks a config by building its codec, and runs the job. What the check
+# returns is the job's `checked`.
 RunJob = Callable[[Job], Any]
-CheckUnit = Callable[[hyper.WorkUnit], None]
+CheckUnit = Callable[[hyper.WorkUnit], Any]
 
 
 def process_start() -> float:
@@ -74,7 +75,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
     full = runs.with_source(unit, run, _source_seconds())
     set_up_process(run)
     distribution = _start_devices(unit, run) if task == "train" else None
-    check(full)
+    checked = check(full)
     if run is None:
       run = runs.RunDir.of(values.experiments_dir, runs.new_xid(values.experiments_dir), unit)
     if distribution is None or distribution.is_chief:
@@ -82,7 +83,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
   except (flags.UsageError, ValueError, TypeError, RuntimeError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 2
-  job = Job(full, run, began, distribution)
+  job = Job(full, run, began, distribution, checked)
   job.handle_signals()
   if distribution is not None and not distribution.is_chief:
     return _run_as_helper(job, run_job)

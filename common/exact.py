@@ -9,47 +9,46 @@ Here kernels and activations are integers, and no sum of products, in any order,
 format that it is held in can hold exactly. So addition is associative, and whatever multiplies and
 adds these integers, blocked or fused in any way, gives the same result.
 
-- The first layer, small and with inputs of many bits, runs in float64 (sums below 2^52).
-- The others run in float32, at its speed: activations have 11 bits, and the input channels are
-  divided into groups, so that the sum of a group stays within 2^24; the sums of the groups are
-  added as int32.
+Activations have 8 bits, and kernels 12, in two parts of at most 7 that are convolved alone:
+processors multiply and add bytes at several times the rate of floating point. Where TensorFlow has
+no such convolution, float64 gives the same numbers.
 
 Channels have scales of their own, by the sizes of the weights that lead to them. On top of those,
-each image's activations after a layer are scaled by the power of 2 that makes them fill their bits:
-it follows from integers alone, so that every machine chooses the same. What exceeds the widest
-scale is clipped. Rounding to the next layer's activations is exact too: to the nearest, halves up.
+each image's activations are scaled by the power of 2 that makes them fill their bits: it follows
+from integers alone, so that every machine chooses the same. What exceeds the widest scale is
+clipped. Rounding to the next layer's activations is exact too: to the nearest, halves up.
 docs/results.md has what all that costs in bytes. It runs on the CPU, next to the range coder.
 """
 
-import abc
-import math
-from collections.abc import Mapping
-from typing import Optional
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from common.layers import Conv2D, Conv2DTranspose, Layer, Sequential
 
-FRACTION_BITS = 10  # Of inputs and outputs.
-_ACTIVATION_BITS = 22  # Integers within -2^22..2^22, numbers within -4096..4096.
-_SUM_BITS = 52  # In float64: no partial sum exceeds 2^52.
-_MAX_KERNEL_BITS = 28  # Fractional bits of the first layer's kernel: 0 to so many.
-
-_HIDDEN_MAX = 2047  # Activations between layers: integers of at most this absolute value.
-_FINEST = 12  # An image's activations have up to so many more fractional bits.
-_HIDDEN_RANGE = 1  # Bits for activations above what weights lead to expect, at the coarsest.
+FRACTION_BITS = 10  # Of outputs, and of what is added to inputs.
+_OUTPUT_BITS = 22  # Outputs are integers within -2^22..2^22, numbers within -4096..4096.
+_COARSEST = 6  # Inputs are divided by at most 2 to this power, and clipped then.
+_UNSIGNED_MAX = 255  # Activations after a ReLU: integers of at most this value.
+_SIGNED_MAX = 127  # Others, and inputs: of at most this absolute value.
+_FINEST = 15  # An image's activations have up to so many more fractional bits.
+_HIDDEN_RANGE = 4  # Bits for activations above what weights lead to expect, at the coarsest.
 _MAX_BITS = 60  # Fractional bits of channels and sums: within so many, of either sign.
-_GROUP_TAPS = 150  # Products that one float32 sum has, about.
-_GROUP_SUM = 1 << 24  # In float32: no partial sum exceeds it.
-_INT32_SUM = 1 << 30  # What the sums of all groups stay below.
+_KERNEL_MAX = 2047
+_LOW_BITS = 5  # Of a kernel's lower part, from -16 on.
+_PART_SUM = 1 << 24  # No sum of a part exceeds it: some libraries round what they sum in int32.
+_SUM = ((1 << _LOW_BITS) - 1) * _PART_SUM  # Nor does a sum exceed this, in int32.
 _BIAS_SUM = 1 << 50  # In float64: what biases stay below.
 
 
 class ExactTransform:
   """An integer copy of a stack of `Conv2D` and `Conv2DTranspose` with ReLU or no activation.
 
-  Inputs and outputs are integers, numbers times 2^FRACTION_BITS, in tensors on the CPU.
+  Inputs are integers, to which numbers are added, one a channel; outputs are integers, numbers
+  times 2^FRACTION_BITS.
   """
 
   def __init__(self, transform: Layer, name: str):
@@ -71,32 +70,38 @@ class ExactTransform:
           "Conv2DTranspose with ReLU or no activation. Choose such a hyper_synthesis, or "
           "exact_coding=False (files then decode only where they were made)."
         )
-    self._name = name
-    last = len(layers) - 1
-    self._layers: list[_ExactLayer] = [
-      (_GroupedLayer if i else _WideLayer)(layer, f"{name}/{i}", i == last)
+    self._layers = [
+      _ExactLayer(
+        layer,
+        f"{name}/{i}",
+        is_signed=i == 0 or layers[i - 1].activation is None,
+        is_last=i + 1 == len(layers),
+      )
       for i, layer in enumerate(layers)
     ]
-    self._function = tf.function(
-      self._run,
-      input_signature=[tf.TensorSpec([None, None, None, layers[0].in_channels], tf.float64)],
-      autograph=False,
-    )
+    self._offset_name = f"{name}/offset"
+    self._function: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
 
   def derive(
-    self, gain: Optional[np.ndarray] = None, shift: Optional[np.ndarray] = None
+    self,
+    gain: Optional[np.ndarray] = None,
+    shift: Optional[np.ndarray] = None,
+    offset: Optional[np.ndarray] = None,
   ) -> dict[str, np.ndarray]:
-    """Integer kernels of the stack as it is now.
+    """Integers for the stack as it is now.
 
     Args:
       gain: [out_channels], multiplies the outputs; exactly known numbers.
       shift: [out_channels], is added to them then.
+      offset: [in_channels], is added to the inputs: within -1..1, multiples of 2^-FRACTION_BITS.
 
     Raises:
       ValueError: Weights are not finite or too large.
     """
-    arrays: dict[str, np.ndarray] = {}
-    size, fraction = np.ones(self._layers[0].layer.in_channels), np.array(FRACTION_BITS)
+    channels = self._layers[0].layer.in_channels
+    offset = np.zeros(channels) if offset is None else offset
+    arrays = {self._offset_name: np.round(offset * 2.0**FRACTION_BITS).astype(np.int16)}
+    size, fraction = np.ones(channels), np.zeros(channels)
     for layer in self._layers:
       kernel, bias = layer.weights(gain, shift)
       size = np.sqrt(np.sum((kernel * size[:, None]) ** 2, axis=(0, 1, 2)) + bias**2)
@@ -113,64 +118,65 @@ class ExactTransform:
     Raises:
       ValueError, KeyError: It is not of such a stack, or sums could become inexact.
     """
-    checked = [layer.checked(arrays) for layer in self._layers]
-    with tf.device("/cpu:0"):
-      for layer, own in zip(self._layers, checked):
-        layer.assign(own)
+    first = self._layers[0].layer
+    offset = _integers(arrays, self._offset_name, (first.in_channels,))
+    if np.abs(offset.astype(np.float64)).max() > 1 << FRACTION_BITS:
+      raise ValueError(f"{self._offset_name} is not within -1..1: damaged.")
+    for own, layer in [(layer.checked(arrays), layer) for layer in self._layers]:
+      layer.arrays = own
+    # What the offset adds where all the taps lie inside, and beside an edge, is known beforehand.
+    added = np.einsum("ijco,c->ijo", self._layers[0].arrays["kernel"], offset)[:, :, None]
+    # A new function: the kernels are constants of its graph, which the library lays out once.
+    self._function = tf.function(
+      lambda x: self._run(x, added),
+      input_signature=[tf.TensorSpec([None, None, None, first.in_channels], tf.int32)],
+      autograph=False,
+    )
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
-    """x: [B, h, w, in_channels] integers in float64. Returns the outputs' integers in int32."""
-    if not self._layers[0].is_ready:
+    """x: [B, h, w, in_channels] int32, without the offset. Returns the outputs' integers, int32."""
+    if self._function is None:
       raise RuntimeError("No integer kernels yet: call prepare() after building or restoring.")
     with tf.device("/cpu:0"):
       return self._function(x)
 
-  def _run(self, x: tf.Tensor) -> tf.Tensor:
-    limit = 2.0**_ACTIVATION_BITS
+  def _run(self, x: tf.Tensor, added: np.ndarray) -> tf.Tensor:
     with tf.device("/cpu:0"):
-      x = tf.clip_by_value(x, -limit, limit)
-      finer = tf.zeros([tf.shape(x)[0], 1, 1, 1], tf.int32)
+      ones = tf.ones_like(x[:1, :, :, :1], tf.float64)
+      more = _convolve(ones, self._layers[0].layer, added, _floats) * 2.0**-FRACTION_BITS
+      x = tf.cast(x, tf.float64)
+      size = tf.reduce_max(tf.abs(x), axis=[1, 2, 3], keepdims=True)
+      finer = tf.add_n([tf.cast(size <= _SIGNED_MAX * 2.0**k, tf.int32) for k in range(_COARSEST)])
+      finer -= _COARSEST
+      x = _rounded(x * _power_of_2(finer), -_SIGNED_MAX, _SIGNED_MAX)
       for layer in self._layers:
-        x, finer = layer.run(x, finer)
+        x, finer = layer.run(x, finer, more)
+        more = tf.zeros([], tf.float64)
       return x
 
 
-class _ExactLayer(abc.ABC):
+class _ExactLayer:
   """One layer in integers. Arrays:
 
-  - `kernel`: numbers times 2^bits; in further layers times 2^-out of the input channel, too.
-  - `bias`: numbers times 2^bits, in the first layer times 2^FRACTION_BITS, in others times
-    2^_FINEST, too.
-  - `bits`: of the kernel; in further layers each output channel has its own.
+  - `kernel`: numbers times 2^bits, and times 2^-out of the input channel.
+  - `bias`: numbers times 2^bits, and times 2^_FINEST.
+  - `bits`: [out_channels], of the kernel.
   - `out`: [out_channels], fractional bits of the outputs.
+
+  Attributes:
+    layer: The layer that it copies.
+    name: Prefix of its arrays' names.
+    arrays: In int64; what `use` gave.
   """
 
-  bits_shape = ""  # Or "out": the output channels.
-
-  def __init__(self, layer: Layer, name: str, is_last: bool):
+  def __init__(self, layer: Layer, name: str, is_signed: bool, is_last: bool):
+    """Its copy of `layer`; `is_signed` is of the inputs, `is_last` whether the stack ends."""
     self.layer = layer
     self.name = name
-    self.is_last = is_last
-    self.is_ready = False
-    self._variables: dict[str, tf.Variable] = {}
-
-  @abc.abstractmethod
-  def derive(
-    self, kernel: np.ndarray, bias: np.ndarray, fraction: np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """Its arrays but `out`; inputs have `fraction` fractional bits (a number, or [in])."""
-
-  @abc.abstractmethod
-  def is_exact(self, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether no sum can be rounded."""
-
-  @abc.abstractmethod
-  def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets what `checked` gave."""
-
-  @abc.abstractmethod
-  def run(self, x: tf.Tensor, finer: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The layer's integers, and by how many bits each image's are finer; both of the inputs."""
+    self.arrays: dict[str, np.ndarray] = {}
+    self._is_signed = is_signed
+    self._is_last = is_last
+    self._most = _SIGNED_MAX if is_signed else _UNSIGNED_MAX
 
   def weights(
     self, gain: Optional[np.ndarray], shift: Optional[np.ndarray]
@@ -180,7 +186,7 @@ class _ExactLayer(abc.ABC):
     bias = np.zeros(self.layer.out_channels)
     if self.layer.use_bias:
       bias += self.layer.bias.numpy()
-    if self.is_last:
+    if self._is_last:
       kernel = kernel * (1.0 if gain is None else gain)
       bias = bias * (1.0 if gain is None else gain) + (0.0 if shift is None else shift)
     if not np.all(np.isfinite(kernel)) or not np.all(np.isfinite(bias)):
@@ -189,133 +195,27 @@ class _ExactLayer(abc.ABC):
       )
     return kernel, bias
 
-  def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This layer's arrays in int64.
-
-    Raises:
-      ValueError, KeyError: They are of another layer, or sums could become inexact.
-    """
-    shapes = {"kernel": tuple(self.layer.kernel.shape), "out": (self.layer.out_channels,)}
-    shapes |= {"bias": shapes["out"], "bits": shapes["out"] if self.bits_shape else ()}
-    found = {}
-    for key, shape in shapes.items():
-      array = np.asarray(arrays[f"{self.name}/{key}"])
-      if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-          f"{self.name}/{key} is {array.dtype} {list(array.shape)}; this model has integers "
-          f"{list(shape)} there."
-        )
-      found[key] = array.astype(np.int64)
-    in_range = all(np.abs(found[k].astype(np.float64)).max() <= _MAX_BITS for k in ("bits", "out"))
-    if not in_range or not self.is_exact(found):
-      raise ValueError(f"{self.name}: sums of these integers would be rounded: damaged.")
-    return found
-
   def fraction_out(self, size: np.ndarray) -> np.ndarray:
     """[out] int32, fractional bits of the outputs, given what size weights lead to expect."""
-    if self.is_last:
+    if self._is_last:
       return np.full(self.layer.out_channels, FRACTION_BITS, np.int32)
     exponents = np.frexp(np.where(size > 0, size, 1.0))[1]
     return np.clip(-exponents - _HIDDEN_RANGE, -_MAX_BITS, _MAX_BITS).astype(np.int32)
 
-  def outputs(self, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """From exact numbers times 2^out, in float64: integers, and by how many bits they are finer."""
-    low = 0.0 if self.layer.activation is not None else -1.0
-    if self.is_last:
-      limit = 2.0**_ACTIVATION_BITS
-      x = tf.clip_by_value(tf.floor(sums + 0.5), low * limit, limit)
-      return tf.cast(x, tf.int32), tf.zeros([tf.shape(x)[0], 1, 1, 1], tf.int32)
-    most = tf.reduce_max(sums if low == 0.0 else tf.abs(sums), axis=[1, 2, 3], keepdims=True)
-    # Comparisons, not logarithms, which machines round differently.
-    fits = [most * 2.0**k <= _HIDDEN_MAX for k in range(1, _FINEST + 1)]
-    finer = tf.add_n([tf.cast(f, tf.int32) for f in fits])
-    x = tf.floor(sums * _power_of_2(finer) + 0.5)
-    x = tf.clip_by_value(x, low * _HIDDEN_MAX, float(_HIDDEN_MAX))
-    return tf.cast(x, tf.float32), finer
-
-  def variable(self, name: str, value: np.ndarray, dtype: tf.DType) -> None:
-    """Sets a variable, and makes it the first time."""
-    if name not in self._variables:
-      self._variables[name] = tf.Variable(value, trainable=False, dtype=dtype)
-    self._variables[name].assign(value)
-
-  def tensor(self, name: str) -> tf.Tensor:
-    """A variable's value."""
-    return tf.convert_to_tensor(self._variables[name])
-
-  def _too_large(self, kernel: np.ndarray, bias: np.ndarray) -> ValueError:
-    total = float(np.abs(kernel).sum(axis=(0, 1, 2)).max())
-    return ValueError(
-      f"The weights of {self.layer.name} are too large for exact coding (sums of {total:.3g}, "
-      f"biases of {np.abs(bias).max():.3g}): the training has diverged?"
-    )
-
-
-class _WideLayer(_ExactLayer):
-  """The first layer, in float64: its inputs have FRACTION_BITS fractional bits."""
-
   def derive(
     self, kernel: np.ndarray, bias: np.ndarray, fraction: np.ndarray
   ) -> dict[str, np.ndarray]:
-    """As many fractional bits of the kernel as keep every sum exact."""
-    for bits in range(_MAX_KERNEL_BITS, -1, -1):
-      arrays = {
-        "kernel": np.round(kernel * 2.0**bits),
-        "bias": np.round(bias * 2.0 ** (bits + fraction)),
-        "bits": np.array(bits, np.int32),
-      }
-      if self.is_exact(arrays):
-        arrays["kernel"] = arrays["kernel"].astype(np.int32)
-        arrays["bias"] = arrays["bias"].astype(np.int64)
-        return arrays
-    raise self._too_large(kernel, bias)
+    """Its arrays but `out`; inputs have `fraction` [in] fractional bits.
 
-  def is_exact(self, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether all partial sums of integer activations, kernel and bias stay within 2^_SUM_BITS."""
-    kernel, bias = (np.abs(arrays[key].astype(np.float64)) for key in ("kernel", "bias"))
-    largest = kernel.sum(axis=(0, 1, 2)).max() * 2.0**_ACTIVATION_BITS
-    return bool(
-      kernel.max() < 2**31
-      and largest + bias.max() <= 2.0**_SUM_BITS
-      and 0 <= arrays["bits"] <= _MAX_KERNEL_BITS
-    )
-
-  def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """See `_ExactLayer.assign`."""
-    self.variable("kernel", _as_run(arrays["kernel"], self.layer), tf.float64)
-    self.variable("bias", arrays["bias"], tf.float64)
-    self.variable("factor", 2.0 ** (arrays["out"] - arrays["bits"] - FRACTION_BITS), tf.float64)
-    self.is_ready = True
-
-  def run(self, x: tf.Tensor, finer: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """See `_ExactLayer.run`."""
-    sums = _convolve(x, self.tensor("kernel"), self.layer) + self.tensor("bias")
-    return self.outputs(sums * self.tensor("factor"))
-
-
-class _GroupedLayer(_ExactLayer):
-  """A further layer, in float32: groups of input channels, whose sums are added as int32."""
-
-  bits_shape = "out"
-
-  def __init__(self, layer: Layer, name: str, is_last: bool):
-    super().__init__(layer, name, is_last)
-    products = math.ceil(layer.kernel_size / layer.upsample) ** 2 * layer.in_channels
-    most = _INT32_SUM // _GROUP_SUM
-    count = min(layer.in_channels, math.ceil(products / _GROUP_TAPS), most)
-    edges = [i * layer.in_channels // count for i in range(count + 1)]
-    self._sizes = [int(size) for size in np.diff(edges)]
-
-  def derive(
-    self, kernel: np.ndarray, bias: np.ndarray, fraction: np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """For each output channel as many bits as keep its sums exact."""
+    For each output channel as many bits as its kernel has room for.
+    """
     kernel = kernel * 2.0 ** -fraction.astype(np.float64)[:, None]
     with np.errstate(divide="ignore"):
-      bits = np.minimum(
-        np.log2(_GROUP_SUM / _HIDDEN_MAX / self._largest_sums(kernel)),
+      bits = np.minimum.reduce([
+        np.log2((_KERNEL_MAX + 0.5) / np.abs(kernel).max(axis=(0, 1, 2))),
+        np.log2(_SUM / self._most / self._largest_sums(kernel)),
         np.log2(_BIAS_SUM / 2**_FINEST / np.abs(bias)),
-      )
+      ])  # fmt: skip
     bits = np.clip(np.floor(bits), -_MAX_BITS, _MAX_BITS)
     while True:
       arrays = {
@@ -328,50 +228,108 @@ class _GroupedLayer(_ExactLayer):
         break
       bits -= rounded  # Rounding took some of them over the bound.
     if bits.min() < -_MAX_BITS:
-      raise self._too_large(kernel, bias)
-    types = {"kernel": np.int32, "bias": np.int64, "bits": np.int32}
+      total = float(np.abs(kernel).sum(axis=(0, 1, 2)).max())
+      raise ValueError(
+        f"The weights of {self.layer.name} are too large for exact coding (sums of {total:.3g}, "
+        f"biases of {np.abs(bias).max():.3g}): the training has diverged?"
+      )
+    types = {"kernel": np.int16, "bias": np.int64, "bits": np.int32}
     return {key: array.astype(types[key]) for key, array in arrays.items()}
 
+  def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """This layer's arrays in int64.
+
+    Raises:
+      ValueError, KeyError: They are of another layer, or sums could become inexact.
+    """
+    channels = (self.layer.out_channels,)
+    shapes = {"kernel": tuple(self.layer.kernel.shape)}
+    shapes |= {"bias": channels, "bits": channels, "out": channels}
+    found = {k: _integers(arrays, f"{self.name}/{k}", shape) for k, shape in shapes.items()}
+    in_range = all(np.abs(found[k].astype(np.float64)).max() <= _MAX_BITS for k in ("bits", "out"))
+    if not in_range or self._are_rounded(found).any():
+      raise ValueError(f"{self.name}: sums of these integers would be rounded: damaged.")
+    return found
+
   def _largest_sums(self, kernel: np.ndarray) -> np.ndarray:
-    """[out], what a group's sum can be at most for activations within -1..1."""
+    """[out], what a sum can be at most for activations within -1..1."""
     taps = np.abs(kernel.astype(np.float64))
     step = self.layer.upsample  # Only so many of a transposed convolution's taps meet.
-    phases = [taps[i::step, j::step].sum(axis=(0, 1)) for i in range(step) for j in range(step)]
-    sums = np.stack(phases)  # [phases, in, out]
-    begins = np.cumsum([0, *self._sizes[:-1]])
-    return np.add.reduceat(sums, begins, axis=1).max(axis=(0, 1))
+    phases = [taps[i::step, j::step].sum((0, 1, 2)) for i in range(step) for j in range(step)]
+    return np.max(phases, axis=0)
 
   def _are_rounded(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[out], whether sums can be."""
-    largest = self._largest_sums(arrays["kernel"]) * _HIDDEN_MAX
-    return (largest > _GROUP_SUM) | (np.abs(arrays["bias"].astype(np.float64)) > _BIAS_SUM)
+    """[out], whether sums can be, or kernels have more bits."""
+    kernel, bias = (np.abs(arrays[key].astype(np.float64)) for key in ("kernel", "bias"))
+    too_large = (kernel.max((0, 1, 2)) > _KERNEL_MAX) | (bias > _BIAS_SUM)
+    return too_large | (self._largest_sums(kernel) * self._most > _SUM)
 
-  def is_exact(self, arrays: Mapping[str, np.ndarray]) -> bool:
-    """See `_ExactLayer.is_exact`."""
-    return not self._are_rounded(arrays).any()
+  def runs_in_bytes(self) -> bool:
+    """Whether it does with these arrays; else it runs in float64, which gives the same.
 
-  def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """See `_ExactLayer.assign`."""
-    kernel = _as_run(arrays["kernel"], self.layer)
-    axis = 3 if isinstance(self.layer, Conv2DTranspose) and self.layer.stride > 1 else 2
-    for i, part in enumerate(np.split(kernel, np.cumsum(self._sizes)[:-1], axis)):
-      self.variable(f"kernel{i}", part, tf.float32)
-    factor = 2.0 ** (arrays["out"] - arrays["bits"])
-    self.variable("factor", factor, tf.float64)
-    self.variable("bias", arrays["bias"] * (factor / 2**_FINEST), tf.float64)  # Exact as well.
-    self.is_ready = True
+    It does not for several thousand taps so chosen that the sums of their lower parts are large.
+    """
+    sums = [self._largest_sums(part) for part in _parts(self.arrays["kernel"])]
+    return bool(np.max(sums) * _UNSIGNED_MAX <= _PART_SUM) and multiplies_bytes()
 
-  def run(self, x: tf.Tensor, finer: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """See `_ExactLayer.run`."""
-    total = None
-    for i, part in enumerate(tf.split(x, self._sizes, -1)):
-      # One group after the other: all at once would take memory for the sums of each.
-      with tf.control_dependencies([] if total is None else [total]):
-        sums = tf.cast(_convolve(part, self.tensor(f"kernel{i}"), self.layer), tf.int32)
-      total = sums if total is None else total + sums
-    total = tf.cast(total, tf.float64)
+  def run(self, x: tf.Tensor, finer: tf.Tensor, more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The layer's integers, in int32 or float64, and by how many bits each image's are finer.
+
+    Args:
+      x: Integers.
+      finer: [B, 1, 1, 1] int32, by how many bits they are finer.
+      more: Is added to the sums; in inputs that are not finer.
+    """
+    kernel = self.arrays["kernel"]
+    if self.runs_in_bytes():
+      zero = 128 if self._is_signed else 0
+      sums = _convolve(tf.cast(x + zero, tf.uint8), self.layer, kernel, _bytes, zero)
+      total = tf.cast(sums, tf.float64)
+    else:
+      total = _convolve(tf.cast(x, tf.float64), self.layer, kernel, _floats)
     # Products with powers of 2, and sums of less than 2^53 of the smallest step: none is rounded.
-    return self.outputs(total * (self.tensor("factor") * _power_of_2(-finer)) + self.tensor("bias"))
+    factor = 2.0 ** (self.arrays["out"] - self.arrays["bits"])
+    bias = self.arrays["bias"] * (factor / 2**_FINEST)
+    return self._outputs(total * (factor * _power_of_2(-finer)) + (more * factor + bias))
+
+  def _outputs(self, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """From exact numbers times 2^out, in float64: what `run` returns."""
+    low = 0 if self.layer.activation is not None else -1
+    if self._is_last:
+      limit = 1 << _OUTPUT_BITS
+      return _rounded(sums, low * limit, limit), tf.zeros([tf.shape(sums)[0], 1, 1, 1], tf.int32)
+    limit = _SIGNED_MAX if low else _UNSIGNED_MAX
+    most = tf.reduce_max(tf.abs(sums) if low else sums, axis=[1, 2, 3], keepdims=True)
+    # Comparisons, not logarithms, which machines round differently.
+    fits = [most * 2.0**k <= limit for k in range(1, _FINEST + 1)]
+    finer = tf.add_n([tf.cast(f, tf.int32) for f in fits])
+    return _rounded(sums * _power_of_2(finer), low * limit, limit), finer
+
+
+def _integers(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """One of the arrays, in int64.
+
+  Raises:
+    ValueError, KeyError: It is missing, or of other numbers.
+  """
+  array = np.asarray(arrays[name])
+  if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+    raise ValueError(
+      f"{name} is {array.dtype} {list(array.shape)}; this model has integers {list(shape)} there."
+    )
+  return array.astype(np.int64)
+
+
+def _rounded(x: tf.Tensor, low: int, high: int) -> tf.Tensor:
+  """float64 to int32, halves up, within low..high."""
+  return tf.cast(tf.clip_by_value(tf.floor(x + 0.5), float(low), float(high)), tf.int32)
+
+
+def _parts(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """low within -16..15 and high within -64..64, with kernel = low + 2^_LOW_BITS high."""
+  half = 1 << (_LOW_BITS - 1)
+  high = (kernel + half) >> _LOW_BITS
+  return kernel - (high << _LOW_BITS), high
 
 
 def _power_of_2(exponent: tf.Tensor) -> tf.Tensor:
@@ -379,28 +337,107 @@ def _power_of_2(exponent: tf.Tensor) -> tf.Tensor:
   return tf.gather(tf.constant(2.0 ** np.arange(-_FINEST, _FINEST + 1)), exponent + _FINEST)
 
 
-def _as_run(kernel: np.ndarray, layer: Layer) -> np.ndarray:
-  """A layer's kernel [k, k, in, out] as `_convolve` wants it."""
+# (x [B,h,w,in], kernel [i,j,in,out], stride, zero) -> the correlation of x - zero without padding.
+_Correlation = Callable[[tf.Tensor, np.ndarray, int, int], tf.Tensor]
+
+
+def _floats(x: tf.Tensor, kernel: np.ndarray, stride: int, zero: int = 0) -> tf.Tensor:
+  """In float64; `zero` is 0."""
+  del zero
+  return tf.nn.conv2d(x, kernel.astype(np.float64), stride, "VALID")
+
+
+def _bytes(x: tf.Tensor, kernel: np.ndarray, stride: int, zero: int = 0) -> tf.Tensor:
+  """Of bytes, to int32. Within a graph only, whose constants the kernel's parts become."""
+  low, high = (_bytes_of_part(x, part, stride) for part in _parts(kernel))
+  sums = low + high * (1 << _LOW_BITS)
+  return sums - (zero * kernel.sum((0, 1, 2))).astype(np.int32) if zero else sums
+
+
+def _bytes_of_part(x: tf.Tensor, part: np.ndarray, stride: int) -> tf.Tensor:
+  # The ranges say that the integers stand for themselves.
+  sums, _, _ = tf.raw_ops.QuantizedConv2D(
+    input=tf.bitcast(x, tf.quint8),
+    filter=tf.bitcast(tf.constant(part.astype(np.int8)), tf.qint8),
+    min_input=0.0,
+    max_input=255.0,
+    min_filter=-127.0,
+    max_filter=127.0,
+    strides=[1, stride, stride, 1],
+    padding="VALID",
+    out_type=tf.qint32,
+  )
+  return tf.bitcast(sums, tf.int32)
+
+
+@functools.lru_cache(maxsize=1)
+def multiplies_bytes() -> bool:
+  """Whether TensorFlow convolves bytes here, and gives the right sums up to 2^24.
+
+  It does where oneDNN is on (TF_ENABLE_ONEDNN_OPTS, by default on x86). Processors that add pairs
+  of products in 16 bits do so without overflow, for the parts of kernels are at most 64.
+  """
+  x = np.full([1, 3, 3, 113], _UNSIGNED_MAX, np.uint8)
+  kernel = np.full([3, 3, 113, 32], _KERNEL_MAX)
+  kernel[..., 1::4] *= -1
+  kernel[..., 2::4] -= np.arange(113)[:, None] % 3
+  kernel[..., 3::4] -= np.random.default_rng(0).integers(0, 2 * _KERNEL_MAX, [3, 3, 113, 8])
+  try:
+    with tf.init_scope(), tf.device("/cpu:0"):
+      sums = tf.function(lambda x: _bytes(x, kernel, 1), autograph=False)(tf.constant(x)).numpy()
+  except tf.errors.OpError:
+    return False
+  return bool(np.array_equal(sums.reshape(-1), kernel.sum((0, 1, 2)) * _UNSIGNED_MAX))
+
+
+class _Phase(NamedTuple):
+  """Every stride-th output along one axis: the taps that they have, and the input of the first."""
+
+  taps: Sequence[int]
+  begin: int
+
+
+def _phases(layer: Layer) -> list[_Phase]:
+  """Of a layer's outputs, along either axis. Taps are in the order of the inputs that they meet."""
   if isinstance(layer, Conv2D):
-    return kernel
-  # A transposed convolution of stride 1 is a convolution with the kernel turned round.
-  return kernel[::-1, ::-1] if layer.stride == 1 else kernel.transpose(0, 1, 3, 2)
+    return [_Phase(range(layer.kernel_size), -layer.origin)]
+  found = []
+  for phase in range(layer.stride):
+    place = phase + layer.origin  # Output + origin - stride * input is the tap.
+    taps = range(place % layer.stride, layer.kernel_size, layer.stride)
+    found.append(_Phase(taps[::-1], place // layer.stride - len(taps) + 1))
+  return found
 
 
-def _convolve(x: tf.Tensor, kernel: tf.Tensor, layer: Layer) -> tf.Tensor:
-  """The convolution of `Conv2D` or `Conv2DTranspose` (see `common.layers`), without its bias."""
-  size, stride, origin = layer.kernel_size, layer.stride, layer.origin
+def _convolve(
+  x: tf.Tensor, layer: Layer, kernel: np.ndarray, correlate: _Correlation, zero: int = 0
+) -> tf.Tensor:
+  """The convolution of `Conv2D` or `Conv2DTranspose` (see `common.layers`), without its bias.
+
+  `zero` is what stands for 0 in x. A transposed one is a convolution for each phase of its outputs,
+  and those interleaved.
+  """
   shape = tf.shape(x)
-  if isinstance(layer, Conv2DTranspose) and stride > 1:
-    after = max(0, size - stride - origin)
-    height, width = stride * shape[1], stride * shape[2]
-    whole = [shape[0], height + origin + after, width + origin + after, layer.out_channels]
-    y = tf.nn.conv2d_transpose(x, kernel, whole, stride, "VALID")
-    return tf.slice(y, [0, origin, origin, 0], [shape[0], height, width, layer.out_channels])
-  before = origin if isinstance(layer, Conv2D) else size - 1 - origin
-  padding = [before, size - 1 - before]
-  padded = tf.pad(x, [[0, 0], padding, padding, [0, 0]])
-  # At most stride - 1 of the padding is not needed; VALID leaves it.
-  y = tf.nn.conv2d(padded, kernel, stride, "VALID")
-  height, width = (-(-shape[i] // stride) for i in (1, 2))
-  return tf.slice(y, [0, 0, 0, 0], [shape[0], height, width, layer.out_channels])
+  down, phases = layer.downsample, _phases(layer)
+  size = [-(-shape[i] // down) for i in (1, 2)]  # Of each phase.
+  before = max(0, *(-p.begin for p in phases))
+  ends = max(p.begin + len(p.taps) for p in phases) - 1
+  after = [tf.maximum(0, ends + down * (n - 1) + 1 - shape[i]) for i, n in zip((1, 2), size)]
+  padded = tf.pad(x, [[0, 0], *([before, a] for a in after), [0, 0]], constant_values=zero)
+
+  def run(rows: _Phase, columns: _Phase) -> tf.Tensor:
+    if not rows.taps or not columns.taps:
+      return None
+    begin = [0, before + rows.begin, before + columns.begin, 0]
+    across = [down * (n - 1) + len(p.taps) for n, p in zip(size, (rows, columns))]
+    part = tf.slice(padded, begin, [shape[0], *across, kernel.shape[2]])
+    return correlate(part, kernel[np.ix_(rows.taps, columns.taps)], down, zero)
+
+  found = [[run(rows, columns) for columns in phases] for rows in phases]
+  if len(phases) == 1:
+    return found[0][0]
+  zeros = tf.zeros_like(next(y for row in found for y in row if y is not None))
+  joined = tf.stack(
+    [tf.stack([zeros if y is None else y for y in row], axis=3) for row in found], axis=2
+  )
+  return tf.reshape(joined, [shape[0], *(len(phases) * n for n in size), kernel.shape[3]])

@@ -28,6 +28,7 @@ class Job:
     run: The run directory; this process holds its lock.
     label: A short name for progress lines.
     distribution: The devices of a training, or None for one device.
+    checked: What the entry point's check built and the loop may go on with, or None.
   """
 
   def __init__(
@@ -36,6 +37,7 @@ class Job:
     run: runs.RunDir,
     began: Optional[float] = None,
     distribution: Optional[Any] = None,
+    checked: Optional[Any] = None,
   ):
     """A job of this process.
 
@@ -44,12 +46,14 @@ class Job:
       run: Its directory.
       began: time.time() at which the program started.
       distribution: The `distribution.Distribution` of a training; None for one device.
+      checked: See the attributes.
     """
     self.unit = unit
     self.config: ml_collections.ConfigDict = hyper.to_config(unit.config)
     self.run = run
     self.label = run.path.name
     self.distribution = distribution
+    self.checked = checked
     self._began = time.time() if began is None else began
     self._stop: Optional[str] = None
 

@@ -219,10 +219,11 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
   return train_step
 
 
-def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
+def check(unit: hyper.WorkUnit, build: BuildCodec) -> TrainableCodec:
   """Raises for a work unit that cannot be trained: unknown names, missing data, wrong sizes.
 
-  A warm start is tried here already, before the run has a directory; from a run of the same sweep
+  Returns the codec that `train` begins with: to build a large one twice takes a second or two. A
+  warm start is tried here already, before the run has a directory; from a run of the same sweep
   when that one is done.
 
   Raises:
@@ -244,11 +245,12 @@ def check(unit: hyper.WorkUnit, build: BuildCodec) -> None:
     if settings is not None:
       data.CropSampler(settings, 0, "val")
   schedules.learning_rate(config.optimizer_config, int(options.num_steps))
-  codec = build(config.model_config)
+  codec = _build(config, build)
   if options.warm_start_rescale:  # Whether it can be done, before its source is trained.
     codec.rescale(1.0)
   if options.warm_start and hyper.source_of(unit) is None:
     _warm_start(codec, unit, config)
+  return codec
 
 
 def train(job: Job, build: BuildCodec) -> dict[str, float]:
@@ -303,9 +305,11 @@ class _Training:
     self._job, self._config, self._options = job, config, config.train_eval_config
     self._distribution = job.distribution or Distribution()
     self._num_steps = int(self._options.num_steps)
-    tf.keras.utils.set_random_seed(int(self._options.seed))
+    # Variables of several devices are made where all of these are known.
+    checked = job.checked if self._distribution.num_replicas == 1 else None
+    job.checked = None
     self._state = TrainState(
-      build(config.model_config),
+      _build(config, build) if checked is None else checked,
       self._options.ema_decay,
       self._options.precision_policy,
       bool(config.optimizer_config.rates_by_size),
@@ -531,6 +535,12 @@ class _Training:
       self._writer.scalars(step, values, split="test")
     _LOG.info("Test on %s: %s", self._config.test_data_config.dataset, _text(values))
     yield f"test: {_text(values)}"
+
+
+def _build(config: Any, build: BuildCodec) -> TrainableCodec:
+  """The untrained codec, with initial values by the config's seed."""
+  tf.keras.utils.set_random_seed(int(config.train_eval_config.seed))
+  return build(config.model_config)
 
 
 def _warm_start(codec: TrainableCodec, unit: hyper.WorkUnit, config: Any) -> str:

@@ -4,13 +4,13 @@ from common import cli
 
 
 def check(unit):
-  """Raises for a work unit that cannot be trained, before anything is written."""
+  """The untrained codec. Raises for what cannot be trained, before anything is written."""
   from common import lpips, train_lib
   from ljpeg.codec import build
 
   if unit.config["model_config"].get("lpips_weight"):
     lpips.load()
-  train_lib.check(unit, build)
+  return train_lib.check(unit, build)
 
 
 def run(job):

@@ -195,6 +195,7 @@ class HyperpriorCodec(TrainableCodec):
       derived |= self._exact.transform.derive(
         gain=np.concatenate([ones, per_row * ones]),
         shift=np.concatenate([0.0 * ones, -entropy.LOG_SCALE_MIN * per_row * ones]),
+        offset=derived["z/offset"],
       )
     return derived
 
@@ -236,9 +237,8 @@ class HyperpriorCodec(TrainableCodec):
       mean, log_scale = np.split(np.nan_to_num(parameters), 2, axis=-1)
       rows = np.floor((log_scale - entropy.LOG_SCALE_MIN) / entropy.LOG_SCALE_STEP + 0.5)
       return mean, _as_rows(rows)
-    one = 1 << exact.FRACTION_BITS
-    offset = self.prior.offset.numpy().astype(np.float64) * one  # Whole: entropy.OFFSET_BITS.
-    parameters = self._exact.transform(tf.constant(z_symbols * one + offset)).numpy()
+    one = 1 << exact.FRACTION_BITS  # entropy.OFFSET_BITS, too.
+    parameters = self._exact.transform(tf.constant(z_symbols)).numpy()
     means, numbers = np.split(parameters, 2, axis=-1)  # int32.
     rows = (numbers + one // 2) >> exact.FRACTION_BITS
     return means * np.float32(1 / one), _as_rows(rows)

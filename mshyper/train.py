@@ -4,11 +4,11 @@ from common import cli
 
 
 def check(unit):
-  """Raises for a work unit that cannot be trained, before anything is written."""
+  """The untrained codec. Raises for what cannot be trained, before anything is written."""
   from common import train_lib
   from mshyper.codec import build
 
-  train_lib.check(unit, build)
+  return train_lib.check(unit, build)
 
 
 def run(job):

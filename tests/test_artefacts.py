@@ -362,7 +362,7 @@ def _huge_header(member):
 
 
 FORGERIES = {
-  "a newer version": (_set("schema_version", 4), "schema version 4"),
+  "a newer version": (_set("schema_version", 5), "schema version 5"),
   "no version": (_set("schema_version", None), "schema version None"),
   "no config": (_set("model_config", None), "lacks fields"),
   "a fingerprint that is none": (_set("fingerprint", "xyz"), "lacks fields"),

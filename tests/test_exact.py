@@ -2,6 +2,8 @@
 
 import fractions
 import functools
+import os
+import platform
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from common import exact
 from common.layers import GDN, Conv2D, Conv2DTranspose, Sequential, same_origin
 
 ONE = 2**exact.FRACTION_BITS
-LIMIT = 2**22
-HIDDEN = 2047  # Between layers.
+LIMIT = 2**22  # Of outputs.
+MOST = 127 * 2**6  # Of inputs: what they are clipped to.
+SIGNED, UNSIGNED = 127, 255  # Activations of at most so much.
 HALF = fractions.Fraction(1, 2)
+OFFSET = np.array([0.25, -511 / 1024, 0.0])  # Of the stacks' inputs.
 
 # The layers of each stack; sizes below are odd, and smaller than the kernels.
 STACKS = {
@@ -59,8 +63,13 @@ def _randomize(layers, seed=0):
   return layers
 
 
-def _integers(shape, seed=1):
-  return np.round(np.random.default_rng(seed).normal(0, 2 * ONE, shape))
+def _integers(shape, seed=1, spread=20):
+  return np.round(np.random.default_rng(seed).normal(0, spread, shape)).astype(np.int32)
+
+
+def _floats(layers, x, offset=0.0):
+  """What the float layers make of it."""
+  return Sequential(layers)(tf.constant(x + offset, tf.float32)).numpy()
 
 
 def _plain(layers, arrays, x):
@@ -69,20 +78,25 @@ def _plain(layers, arrays, x):
 
 
 def _plain_image(layers, arrays, x):
-  x = np.clip(np.vectorize(int, otypes=[object])(x), -LIMIT, LIMIT)
-  finer = 0
+  two = fractions.Fraction(2)
+  x = np.vectorize(int, otypes=[object])(x)
+  coarser = min(k for k in range(7) if abs(x).max() <= SIGNED * 2**k or k == 6)
+  x = np.vectorize(lambda v: (v * two**-coarser + HALF).__floor__(), otypes=[object])(x)
+  x, finer = np.clip(x, -SIGNED, SIGNED), -coarser
+  offset = np.broadcast_to(arrays["t/offset"].astype(object), x.shape) * two**-10
   for i, layer in enumerate(layers):
     kernel, bias, bits, out = (arrays[f"t/{i}/{k}"] for k in ("kernel", "bias", "bits", "out"))
-    bits = np.broadcast_to(bits, out.shape) + (0 if i else exact.FRACTION_BITS)
-    two = fractions.Fraction(2)
     sums = _convolution(layer, x, kernel.astype(object)) * two**-finer
-    sums = sums + bias.astype(object) * (two**-12 if i else 1)
+    if i == 0:
+      sums = sums + _convolution(layer, offset, kernel.astype(object))
+    sums = sums + bias.astype(object) * two**-15
     sums = sums * [two ** int(o - b) for o, b in zip(out, bits)]  # Of `out` fractional bits.
     if i + 1 == len(layers):
       finer, limit = 0, LIMIT
     else:
+      limit = SIGNED if layer.activation is None else UNSIGNED
       most = (sums if layer.activation is not None else abs(sums)).max()
-      finer, limit = sum(most * 2**k <= HIDDEN for k in range(1, 13)), HIDDEN
+      finer = sum(most * 2**k <= limit for k in range(1, 16))
     x = np.vectorize(lambda v, k=finer: (v * 2**k + HALF).__floor__(), otypes=[object])(sums)
     x = np.clip(x, -limit if layer.activation is None else 0, limit)
   return x.astype(np.float64)
@@ -115,7 +129,7 @@ def _stack(name):
   """(layers, the integer transform, its arrays) of one of STACKS."""
   layers = _randomize(STACKS[name]())
   transform = exact.ExactTransform(Sequential(layers), "t")
-  arrays = transform.derive()
+  arrays = transform.derive(offset=OFFSET)
   transform.use(arrays)
   return layers, transform, arrays
 
@@ -132,19 +146,19 @@ def test_the_integers_are_those_of_plain_arithmetic(name, size):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_it_stays_near_the_float_layers(name):
-  """Activations of 11 bits, and kernels of no fewer where they are so small."""
+  """Activations of 8 bits are the least precise."""
   layers, transform, _ = _stack(name)
   x = _integers([2, 4, 3, 3])
-  expected = Sequential(layers)(tf.constant(x / ONE, tf.float32)).numpy()
+  expected = _floats(layers, x, OFFSET)
   errors = transform(tf.constant(x)).numpy() / ONE - expected
-  assert np.sqrt(np.mean(errors**2)) < 2 / ONE + (len(layers) > 1) * 0.006 * np.std(expected)
-  assert np.abs(errors).max() < 2 / ONE + (len(layers) > 1) * 0.01 * np.abs(expected).max()
+  assert np.sqrt(np.mean(errors**2)) < 2 / ONE + 0.025 * np.std(expected)
+  assert np.abs(errors).max() < 2 / ONE + 0.06 * np.abs(expected).max()
 
 
 def test_channels_of_very_different_sizes_keep_their_precision():
   layers = _randomize([Conv2D(3, 6, 3, activation="relu"), Conv2D(6, 4, 3)])
   scales = 10.0 ** np.arange(-2, 4)
-  plain = Sequential(layers)(tf.constant(_integers([1, 4, 3, 3]) / ONE, tf.float32)).numpy()
+  plain = _floats(layers, _integers([1, 4, 3, 3]))
   layers[0].kernel.assign(layers[0].kernel * scales)
   layers[0].bias.assign(layers[0].bias * scales)
   layers[1].kernel.assign(layers[1].kernel / scales[:, None])
@@ -154,7 +168,7 @@ def test_channels_of_very_different_sizes_keep_their_precision():
   assert np.sqrt(np.mean(errors**2)) < 0.01 * np.std(plain)
 
 
-@pytest.mark.parametrize("size", [0.003, 0.1, 30.0, 1000.0])
+@pytest.mark.parametrize("size", [0.05, 0.5, 10.0, 50.0])
 def test_images_of_any_size_keep_their_precision_alone_and_in_a_batch(size):
   """Without biases errors are proportional to outputs, but for the last rounding."""
   layers = _randomize([Conv2D(3, 6, 3, activation="relu"), Conv2DTranspose(6, 4, 5, 2)])
@@ -162,16 +176,29 @@ def test_images_of_any_size_keep_their_precision_alone_and_in_a_batch(size):
     layer.bias.assign(tf.zeros_like(layer.bias))
   transform = exact.ExactTransform(Sequential(layers), "t")
   transform.use(transform.derive())
-  x = np.concatenate([_integers([1, 4, 3, 3]), np.round(size * _integers([1, 4, 3, 3], seed=5))])
-  expected = Sequential(layers)(tf.constant(x / ONE, tf.float32)).numpy()
+  x = np.concatenate([_integers([1, 4, 3, 3]), _integers([1, 4, 3, 3], seed=5, spread=20 * size)])
+  expected = _floats(layers, x)
   errors = transform(tf.constant(x)).numpy() / ONE - expected
   for error, values in zip(errors, expected):
-    assert np.sqrt(np.mean(error**2)) < 0.5 / ONE + 0.003 * np.std(values)
+    assert np.sqrt(np.mean(error**2)) < 0.5 / ONE + 0.01 * np.std(values)
 
 
-def test_activations_beyond_the_coarsest_scale_are_clipped_alike():
+def test_a_precise_input_is_rounded_no_more_than_its_image_needs():
+  """An image with inputs up to 127 keeps its units, one with larger ones the next power of 2."""
+  layer = Conv2D(1, 1, 1, use_bias=False)
+  layer.kernel.assign([[[[0.25]]]])
+  transform = exact.ExactTransform(layer, "t")
+  transform.use(transform.derive(offset=np.array([0.375])))
+  x = np.array([[127, -127, 1], [128, -3, 6], [8128, 64, 20], [10**6, -(2**31), 31]], np.int32)
+  found = transform(tf.constant(x[:, None, :, None])).numpy()[:, 0, :, 0] / ONE
+  expected = [[127, -127, 1], [128, -2, 6], [8128, 64, 0], [8128, -8128, 0]]
+  np.testing.assert_allclose(found, (np.array(expected) + 0.375) / 4, rtol=1e-3)
+  assert exact.ExactTransform(layer, "t").derive()["t/offset"] == 0
+
+
+def test_inputs_and_activations_beyond_the_coarsest_scale_are_clipped_alike():
   layers, transform, arrays = _stack("hyper-synthesis")
-  x = _integers([1, 3, 4, 3]) * 1e6
+  x = _integers([1, 3, 4, 3], spread=2e6)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
 
 
@@ -179,10 +206,10 @@ def test_a_gain_and_a_shift_apply_to_the_outputs():
   layers, transform, _ = _stack("hyper-synthesis")
   other = exact.ExactTransform(Sequential(layers), "t")
   gain, shift = np.array([1.0, -2.0, 0.5, 8.125]), np.array([0.0, 3.0, -1.0, 17.9])
-  other.use(other.derive(gain, shift))
+  other.use(other.derive(gain, shift, OFFSET))
   x = tf.constant(_integers([1, 3, 4, 3]))
   expected = transform(x).numpy() / ONE * gain + shift
-  np.testing.assert_allclose(other(x).numpy() / ONE, expected, atol=12 / ONE, rtol=0.004)
+  np.testing.assert_allclose(other(x).numpy() / ONE, expected, atol=0.1, rtol=0.004)
 
 
 def test_a_batch_gives_what_each_image_gives_alone():
@@ -213,8 +240,7 @@ def test_the_order_of_summation_does_not_matter():
     outputs.append(transform(tf.constant(x[..., order])).numpy())
   np.testing.assert_array_equal(*outputs)
   floats = [
-    Sequential(stack)(tf.constant(x[..., order] / ONE, tf.float32)).numpy()
-    for stack, order in ((layers, np.arange(96)), (turned, into))
+    _floats(stack, x[..., order]) for stack, order in ((layers, np.arange(96)), (turned, into))
   ]
   assert np.any(floats[0] != floats[1])
 
@@ -231,9 +257,10 @@ def _mutable():
   magnitudes=st.tuples(*[st.floats(-12, 9)] * 2),
   spread=st.sampled_from([0.0, 1.0, 6.0]),
   biases=st.floats(-6, 12),
-  activations=st.sampled_from([1.0, float(ONE), float(LIMIT), 1e12, 1e300]),
+  activations=st.sampled_from([1.0, 127.0, 1000.0, float(MOST), 1e8]),
+  offset=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations):
+def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations, offset):
   """For any weights that are not refused and any inputs: sums stay below 2^53, and the results
   are those of Python's integers."""
   layers, transform = _mutable()
@@ -244,60 +271,79 @@ def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations):
     layer.kernel.assign(signs * 10**exponents)
     layer.bias.assign(random.choice([-1, 1], layer.bias.shape) * 10**biases)
   try:
-    arrays = transform.derive()
+    arrays = transform.derive(offset=random.choice([-1, 1], 3) * offset)
   except ValueError as e:
     assert "too large" in str(e)
     assert max(magnitudes) > 4 or biases > 7
     return
-  kernel, bias = (arrays[f"t/0/{key}"].astype(object) for key in ("kernel", "bias"))
-  assert np.all(np.abs(kernel).sum(axis=(0, 1, 2)) * LIMIT + np.abs(bias) < 2**53)
-  kernel, bias = (arrays[f"t/1/{key}"].astype(object) for key in ("kernel", "bias"))
-  largest = np.abs(kernel).sum(axis=(0, 1, 2)) * HIDDEN
-  assert np.all(largest <= 2**24) and np.all(np.abs(bias) <= 2**50)
+  for i, most in enumerate((SIGNED, UNSIGNED)):
+    kernel, bias = (arrays[f"t/{i}/{key}"].astype(object) for key in ("kernel", "bias"))
+    assert np.all(np.abs(kernel) <= 2047) and np.all(np.abs(bias) <= 2**50)
+    phases = [kernel] if i else [kernel[a::2, b::2] for a in range(2) for b in range(2)]
+    for taps in phases:
+      assert np.all(np.abs(taps).sum(axis=(0, 1, 2)) * most <= 31 * 2**24)
   transform.use(arrays)
-  x = np.round(random.choice([-1, 1, 0.3], [2, 3, 2, 3]) * activations)
+  x = np.round(random.choice([-1, 1, 0.3], [2, 3, 2, 3]) * activations).astype(np.int32)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
-
-
-def test_groups_of_channels_bring_bits():
-  """A wide layer: each group's sum keeps within float32, and uses what it has."""
-  layers = _randomize([Conv2D(2, 700, 1, activation="relu"), Conv2DTranspose(700, 3, 5, 2)])
-  transform = exact.ExactTransform(Sequential(layers), "t")
-  arrays = transform.derive()
-  transform.use(arrays)
-  x = _integers([1, 3, 2, 2])
-  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
-  taps = np.abs(arrays["t/1/kernel"].astype(object))
-  phases = [taps[i::2, j::2].sum(axis=(0, 1)) for i in range(2) for j in range(2)]
-  edges = [i * 700 // 42 for i in range(43)]  # 700 channels of 3 x 3 taps at most, 150 a group.
-  most = max(p[a:b].sum(0).max() for p in phases for a, b in zip(edges, edges[1:])) * HIDDEN
-  assert 2**23 < most <= 2**24 < sum(phases).sum(0).min() * HIDDEN
 
 
 def test_the_largest_sum_of_a_further_layer_comes_out_right():
-  """All weights and activations of one sign, as large as they may be: float32 at its limit."""
-  layers = [Conv2D(8, 6, 1), Conv2D(6, 1, 5)]  # One group.
+  """All weights and activations of one sign, as large as they may be."""
+  layers = [Conv2D(8, 41, 1, activation="relu"), Conv2D(41, 1, 5)]
   layers[0].kernel.assign(tf.ones(layers[0].kernel.shape))
-  layers[1].kernel.assign(tf.fill(layers[1].kernel.shape, 0.11))
+  layers[1].kernel.assign(tf.fill(layers[1].kernel.shape, 1989 / 1024))
   transform = exact.ExactTransform(Sequential(layers), "t")
   arrays = transform.derive()
   transform.use(arrays)
-  x = np.full([1, 5, 5, 8], LIMIT - 1.0)
+  x = np.full([1, 5, 5, 8], MOST, np.int32)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
-  assert 2**23 < int(np.abs(arrays["t/1/kernel"].astype(object)).sum()) * HIDDEN <= 2**24
+  total = int(np.abs(arrays["t/1/kernel"].astype(object)).sum()) * UNSIGNED
+  assert 0.99 * 31 * 2**24 < total <= 31 * 2**24  # Close to the bound.
+
+
+@pytest.mark.parametrize("channels,in_bytes", [(200, True), (600, False)])
+def test_layers_so_wide_that_parts_have_large_sums_run_in_floats(channels, in_bytes):
+  layers = _randomize([Conv2D(2, channels, 1, activation="relu"), Conv2DTranspose(channels, 3, 4)])
+  transform = exact.ExactTransform(Sequential(layers), "t")
+  arrays = transform.derive()
+  kernel = np.sign(arrays["t/1/kernel"]) * 15  # All in the lower part.
+  arrays["t/1/kernel"] = kernel.astype(np.int16)
+  transform.use(arrays)
+  x = _integers([1, 3, 2, 2])
+  np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
+  if exact.multiplies_bytes():
+    assert transform._layers[1].runs_in_bytes() == in_bytes
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_bytes_and_floats_give_the_same(name, monkeypatch):
+  layers, transform, arrays = _stack(name)
+  floats = exact.ExactTransform(Sequential(layers), "t")
+  floats.use(arrays)
+  x = tf.constant(_integers([2, 7, 6, 3]))
+  expected = transform(x)
+  monkeypatch.setattr(exact, "multiplies_bytes", lambda: False)
+  np.testing.assert_array_equal(floats(x), expected)
+
+
+def test_bytes_are_multiplied_where_onednn_is():
+  """Else all is right, and slow."""
+  if platform.machine() != "x86_64" or os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
+    pytest.skip("oneDNN is not on: this is for x86 processors, without TF_ENABLE_ONEDNN_OPTS=0")
+  assert exact.multiplies_bytes()
 
 
 def test_the_largest_sum_comes_out_right():
   """All weights and inputs of one sign, as large as they may be."""
-  layer = Conv2D(8, 1, 5)
-  layer.kernel.assign(tf.fill(layer.kernel.shape, 2.0**-4))
+  layer = Conv2D(80, 1, 5)
+  layer.kernel.assign(tf.fill(layer.kernel.shape, 2040 / 1024))
   transform = exact.ExactTransform(layer, "t")
   arrays = transform.derive()
   transform.use(arrays)
-  x = np.full([1, 5, 5, 8], LIMIT - 1.0)
+  x = np.full([1, 5, 5, 80], 10 * MOST, np.int32)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain([layer], arrays, x))
-  total = int(np.abs(arrays["t/0/kernel"].astype(object)).sum()) * LIMIT
-  assert 2**50 < total <= 2**52  # Close to the bound: no bit was given away.
+  total = int(np.abs(arrays["t/0/kernel"].astype(object)).sum()) * SIGNED
+  assert 0.99 * 31 * 2**24 < total <= 31 * 2**24  # Close to the bound.
 
 
 def _gdn():
@@ -326,9 +372,9 @@ def test_other_layers_are_refused_with_the_way_out(layers):
     (np.inf, 0.0, "not finite"),
     (0.1, np.nan, "not finite"),
     (0.1, -np.inf, "not finite"),
-    (1e12, 0.0, "too large"),
+    (1e25, 0.0, "too large"),
     (3e38, 0.0, "too large"),
-    (0.1, 1e20, "too large"),
+    (0.1, 1e30, "too large"),
   ],
 )
 def test_weights_of_a_diverged_training_are_refused(kernel, bias, expected):
@@ -343,16 +389,21 @@ _DAMAGES = {
   "kernel's shape": ("t/1/kernel", lambda a: a[:, :, :-1]),
   "kernel's axes": ("t/1/kernel", lambda a: a.transpose(0, 1, 3, 2)),
   "kernel's type": ("t/0/kernel", lambda a: a.astype(np.float64)),
+  "offset's shape": ("t/offset", lambda a: a[:2]),
+  "offset's type": ("t/offset", lambda a: a / 1024),
+  "large offset": ("t/offset", lambda a: np.full_like(a, 1025)),
+  "smallest offset": ("t/offset", lambda a: np.full(a.shape, -(2**63))),
   "bias's shape": ("t/2/bias", lambda a: a[:1]),
   "bias's type": ("t/0/bias", lambda a: a + np.nan),
-  "large kernel": ("t/2/kernel", lambda a: np.full_like(a, 2**30)),
+  "large kernel": ("t/2/kernel", lambda a: np.full_like(a, 2048)),
+  "negative kernel": ("t/1/kernel", lambda a: np.full_like(a, -2048)),
   "kernel beyond int32": ("t/2/kernel", lambda a: a.astype(np.int64) * 0 + 2**31),
   "large bias": ("t/1/bias", lambda a: np.full_like(a, 2**53)),
   "smallest bias": ("t/1/bias", lambda a: np.full_like(a, -(2**63))),
   "bits's shape": ("t/0/bits", lambda a: a[None]),
   "bits's type": ("t/0/bits", lambda a: a + 0.5),
-  "negative bits": ("t/0/bits", lambda a: np.array(-2000)),
-  "many bits": ("t/0/bits", lambda a: np.array(2000)),
+  "negative bits": ("t/0/bits", lambda a: a - 2000),
+  "many bits": ("t/0/bits", lambda a: a + 2000),
   "bits of activations": ("t/0/out", lambda a: a + 100),
   "many bits of sums": ("t/1/bits", lambda a: a + 100),
   "one number of bits for all channels": ("t/2/bits", lambda a: a[0]),
@@ -381,4 +432,4 @@ def test_it_needs_kernels_before_it_computes():
   transform = exact.ExactTransform(Conv2D(3, 4, 3), "t")
   transform.derive()
   with pytest.raises(RuntimeError, match="prepare"):
-    transform(tf.zeros([1, 2, 2, 3], tf.float64))
+    transform(tf.zeros([1, 2, 2, 3], tf.int32))

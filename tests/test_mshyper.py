@@ -312,8 +312,8 @@ def test_exact_and_float_conditions_agree(small):
   float_mean, float_rows = plain._conditions(z)
   assert mean.dtype == np.float32 and rows.dtype == np.uint8
   rows, float_rows = rows.astype(int), float_rows.astype(int)
-  np.testing.assert_allclose(mean, float_mean, atol=2**-8 + 0.02 * np.std(float_mean))
-  assert np.abs(rows - float_rows).max() <= 1 and np.mean(rows != float_rows) < 0.05
+  np.testing.assert_allclose(mean, float_mean, atol=2**-8 + 0.03 * np.std(float_mean))
+  assert np.abs(rows - float_rows).max() <= 1 and np.mean(rows != float_rows) < 0.12
   assert len(np.unique(rows)) > 5
   np.testing.assert_array_equal(mean * 1024, np.round(mean * 1024.0))
 
@@ -609,7 +609,7 @@ def test_exact_coding_rounds_latents_as_float_coding_nearly_always(brief):
   exact = brief.rounded(latents)["y"].numpy()
   floats = brief.code(latents, _round()).decode["y"].numpy()
   assert np.abs(exact - floats).max() < 1.01  # Next to a tie the other integer is taken.
-  assert np.mean(np.abs(exact - floats) > 0.05) < 0.03
+  assert np.mean(np.abs(exact - floats) > 0.05) < 0.05
 
 
 # --- Configs --------------------------------------------------------------------------------------
