@@ -58,11 +58,18 @@ class Adam(tf.keras.optimizers.Adam):
     self._scalars = self._make_scalars
     self.build(list(variables))
 
-  def _make_scalars(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The moments' factors to the power of the step's number, and the learning rate."""
+  def _make_scalars(self) -> dict[str, tf.Tensor]:
+    """The operation's arguments that all variables share, at their steps."""
     step = tf.cast(self.iterations + 1, tf.float32)
-    rate = tf.convert_to_tensor(self.learning_rate)
-    return tf.pow(self.beta_1, step), tf.pow(self.beta_2, step), rate
+    first, second = tf.constant(self.beta_1), tf.constant(self.beta_2)
+    return {
+      "beta1_power": first**step,
+      "beta2_power": second**step,
+      "lr": tf.convert_to_tensor(self.learning_rate),
+      "beta1": first,
+      "beta2": second,
+      "epsilon": tf.constant(self.epsilon),
+    }
 
   def apply_gradients(self, *args: Any, **kwargs: Any) -> Any:
     """See Keras: what all variables share is computed once."""
@@ -76,18 +83,13 @@ class Adam(tf.keras.optimizers.Adam):
   def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
     """One variable's step (Kingma and Ba 2015, algorithm 1, in the order of section 2's end)."""
     index = self._index_dict[self._var_key(variable)]
-    first_power, second_power, rate = self._scalars()
+    scalars = self._scalars()
     if self._factor_of is not None:
-      rate = rate * self._factor_of(index)
+      scalars = {**scalars, "lr": scalars["lr"] * self._factor_of(index)}
     tf.raw_ops.ResourceApplyAdam(
       var=variable.handle,
       m=self._momentums[index].handle,
       v=self._velocities[index].handle,
-      beta1_power=first_power,
-      beta2_power=second_power,
-      lr=rate,
-      beta1=self.beta_1,
-      beta2=self.beta_2,
-      epsilon=self.epsilon,
       grad=gradient,
+      **scalars,
     )
