@@ -358,7 +358,7 @@ def _bytes_of_part(x: tf.Tensor, part: np.ndarray, stride: int) -> tf.Tensor:
   # The ranges say that the integers stand for themselves.
   sums, _, _ = tf.raw_ops.QuantizedConv2D(
     input=tf.bitcast(x, tf.quint8),
-    filter=tf.bitcast(tf.constant(part.astype(np.int8)), tf.qint8),
+    filter=tf.constant(part.astype(np.int8).view(tf.qint8.as_numpy_dtype)),
     min_input=0.0,
     max_input=255.0,
     min_filter=-127.0,
