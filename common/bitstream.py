@@ -20,7 +20,7 @@ import dataclasses
 import os
 import zlib
 
-FORMAT_VERSION = 4  # 4: hyper-syntheses have kernels of 12 bits.
+FORMAT_VERSION = 4  # 4: integer hyper-syntheses have other roundings.
 FINGERPRINT_BYTES = 6
 MAX_SECTIONS = 16
 

@@ -84,6 +84,7 @@ def _main(family: str, task: str, run_job: RunJob, check: CheckUnit, argv: list[
     print(f"Error: {e}", file=sys.stderr)
     return 2
   job = Job(full, run, began, distribution, checked)
+  del checked  # The job is to be the last that holds it.
   job.handle_signals()
   if distribution is not None and not distribution.is_chief:
     return _run_as_helper(job, run_job)

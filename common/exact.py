@@ -9,13 +9,14 @@ Here kernels and activations are integers, and no sum of products, in any order,
 format that it is held in can hold exactly. So addition is associative, and whatever multiplies and
 adds these integers, blocked or fused in any way, gives the same result.
 
-Activations have 8 bits, and kernels 12, in two parts of at most 7 that are convolved alone:
+Activations have 8 bits, and kernels 12, in two parts within -64..64 that are convolved alone:
 processors multiply and add bytes at several times the rate of floating point. Where TensorFlow has
 no such convolution, float64 gives the same numbers.
 
 Channels have scales of their own, by the sizes of the weights that lead to them. On top of those,
 each image's activations are scaled by the power of 2 that makes them fill their bits: it follows
-from integers alone, so that every machine chooses the same. What exceeds the widest scale is
+from integers alone, so that every machine chooses the same. (Of a picture in tiles, each tile is an
+image here: how it is divided is a part of the format.) What exceeds the widest scale is
 clipped. Rounding to the next layer's activations is exact too: to the nearest, halves up.
 docs/results.md has what all that costs in bytes. It runs on the CPU, next to the range coder.
 """
@@ -35,12 +36,12 @@ _COARSEST = 6  # Inputs are divided by at most 2 to this power, and clipped then
 _UNSIGNED_MAX = 255  # Activations after a ReLU: integers of at most this value.
 _SIGNED_MAX = 127  # Others, and inputs: of at most this absolute value.
 _FINEST = 15  # An image's activations have up to so many more fractional bits.
-_HIDDEN_RANGE = 4  # Bits for activations above what weights lead to expect, at the coarsest.
+_HIDDEN_RANGE = 4  # At the coarsest, what weights lead to expect is 2^-4 of a unit or less.
 _MAX_BITS = 60  # Fractional bits of channels and sums: within so many, of either sign.
 _KERNEL_MAX = 2047
 _LOW_BITS = 5  # Of a kernel's lower part, from -16 on.
 _PART_SUM = 1 << 24  # No sum of a part exceeds it: some libraries round what they sum in int32.
-_SUM = ((1 << _LOW_BITS) - 1) * _PART_SUM  # Nor does a sum exceed this, in int32.
+_SUM = ((1 << _LOW_BITS) - 1) * _PART_SUM  # Nor does a sum of both exceed this, in int32.
 _BIAS_SUM = 1 << 50  # In float64: what biases stay below.
 
 
@@ -96,11 +97,13 @@ class ExactTransform:
       offset: [in_channels], is added to the inputs: within -1..1, multiples of 2^-FRACTION_BITS.
 
     Raises:
-      ValueError: Weights are not finite or too large.
+      ValueError: Weights are not finite or too large; the offset is no such multiple.
     """
     channels = self._layers[0].layer.in_channels
-    offset = np.zeros(channels) if offset is None else offset
-    arrays = {self._offset_name: np.round(offset * 2.0**FRACTION_BITS).astype(np.int16)}
+    scaled = (np.zeros(channels) if offset is None else offset) * 2.0**FRACTION_BITS
+    if np.any(scaled != np.round(scaled)):
+      raise ValueError(f"Offsets are multiples of 2^-{FRACTION_BITS}.")
+    arrays = {self._offset_name: scaled.astype(np.int16)}
     size, fraction = np.ones(channels), np.zeros(channels)
     for layer in self._layers:
       kernel, bias = layer.weights(gain, shift)
@@ -166,7 +169,7 @@ class _ExactLayer:
   Attributes:
     layer: The layer that it copies.
     name: Prefix of its arrays' names.
-    arrays: In int64; what `use` gave.
+    arrays: What `use` gave.
   """
 
   def __init__(self, layer: Layer, name: str, is_signed: bool, is_last: bool):
@@ -176,7 +179,6 @@ class _ExactLayer:
     self.arrays: dict[str, np.ndarray] = {}
     self._is_signed = is_signed
     self._is_last = is_last
-    self._most = _SIGNED_MAX if is_signed else _UNSIGNED_MAX
 
   def weights(
     self, gain: Optional[np.ndarray], shift: Optional[np.ndarray]
@@ -213,7 +215,7 @@ class _ExactLayer:
     with np.errstate(divide="ignore"):
       bits = np.minimum.reduce([
         np.log2((_KERNEL_MAX + 0.5) / np.abs(kernel).max(axis=(0, 1, 2))),
-        np.log2(_SUM / self._most / self._largest_sums(kernel)),
+        np.log2(_SUM / _UNSIGNED_MAX / self._largest_sums(kernel)),
         np.log2(_BIAS_SUM / 2**_FINEST / np.abs(bias)),
       ])  # fmt: skip
     bits = np.clip(np.floor(bits), -_MAX_BITS, _MAX_BITS)
@@ -237,7 +239,7 @@ class _ExactLayer:
     return {key: array.astype(types[key]) for key, array in arrays.items()}
 
   def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This layer's arrays in int64.
+    """This layer's arrays.
 
     Raises:
       ValueError, KeyError: They are of another layer, or sums could become inexact.
@@ -249,7 +251,7 @@ class _ExactLayer:
     in_range = all(np.abs(found[k].astype(np.float64)).max() <= _MAX_BITS for k in ("bits", "out"))
     if not in_range or self._are_rounded(found).any():
       raise ValueError(f"{self.name}: sums of these integers would be rounded: damaged.")
-    return found
+    return {**found, "kernel": found["kernel"].astype(np.int16)}
 
   def _largest_sums(self, kernel: np.ndarray) -> np.ndarray:
     """[out], what a sum can be at most for activations within -1..1."""
@@ -262,13 +264,14 @@ class _ExactLayer:
     """[out], whether sums can be, or kernels have more bits."""
     kernel, bias = (np.abs(arrays[key].astype(np.float64)) for key in ("kernel", "bias"))
     too_large = (kernel.max((0, 1, 2)) > _KERNEL_MAX) | (bias > _BIAS_SUM)
-    return too_large | (self._largest_sums(kernel) * self._most > _SUM)
+    return too_large | (self._largest_sums(kernel) * _UNSIGNED_MAX > _SUM)
 
   def runs_in_bytes(self) -> bool:
     """Whether it does with these arrays; else it runs in float64, which gives the same.
 
-    It does not for several thousand taps so chosen that the sums of their lower parts are large.
+    It does not where thousands of taps are so chosen that one part's sums are large.
     """
+    # Inputs with a sign are bytes as well, from 1 to 255.
     sums = [self._largest_sums(part) for part in _parts(self.arrays["kernel"])]
     return bool(np.max(sums) * _UNSIGNED_MAX <= _PART_SUM) and multiplies_bytes()
 
@@ -278,7 +281,7 @@ class _ExactLayer:
     Args:
       x: Integers.
       finer: [B, 1, 1, 1] int32, by how many bits they are finer.
-      more: Is added to the sums; in inputs that are not finer.
+      more: Is added to the sums, at the scale of inputs that are finer by 0 bits.
     """
     kernel = self.arrays["kernel"]
     if self.runs_in_bytes():

@@ -6,6 +6,7 @@ large: at the rate that suits the others, a few dozen steps destroy what they be
 (docs/results.md, "Half an hour").
 """
 
+import types
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -33,7 +34,7 @@ def factors_by_size(variables: Sequence[tf.Variable]) -> np.ndarray:
 
 
 class Adam(tf.keras.optimizers.Adam):
-  """Keras' Adam; its checkpoints are the same.
+  """Keras' Adam, for variables in float32 with dense gradients; its checkpoints are the same.
 
   Keras makes some 35 operations for each variable, which were half of a step's graph: to trace and
   to optimize it took a third of the time to a training's first step.
@@ -53,13 +54,13 @@ class Adam(tf.keras.optimizers.Adam):
       first: Where in `factors` that of the first variable is.
     """
     super().__init__(jit_compile=False)
-    # Functions, for what is an attribute would be a part of the optimizer's checkpoint.
+    # A function and a namespace: other attributes would be parts of the optimizer's checkpoint.
     self._factor_of = None if factors is None else lambda index: factors[first + index]
-    self._scalars = self._make_scalars
+    self._shared = types.SimpleNamespace(scalars=None)
     self.build(list(variables))
 
   def _make_scalars(self) -> dict[str, tf.Tensor]:
-    """The operation's arguments that all variables share, at their steps."""
+    """The operation's arguments that do not depend on the variable."""
     step = tf.cast(self.iterations + 1, tf.float32)
     first, second = tf.constant(self.beta_1), tf.constant(self.beta_2)
     return {
@@ -71,19 +72,18 @@ class Adam(tf.keras.optimizers.Adam):
       "epsilon": tf.constant(self.epsilon),
     }
 
-  def apply_gradients(self, *args: Any, **kwargs: Any) -> Any:
-    """See Keras: what all variables share is computed once."""
-    scalars = self._make_scalars()
-    self._scalars = lambda: scalars
+  def _distributed_apply_gradients_fn(self, *args: Any, **kwargs: Any) -> Any:
+    """Keras' loop over the variables, which runs once for all replicas."""
+    self._shared.scalars = self._make_scalars()
     try:
-      return super().apply_gradients(*args, **kwargs)
+      return super()._distributed_apply_gradients_fn(*args, **kwargs)
     finally:
-      self._scalars = self._make_scalars
+      self._shared.scalars = None
 
   def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
     """One variable's step (Kingma and Ba 2015, algorithm 1, in the order of section 2's end)."""
     index = self._index_dict[self._var_key(variable)]
-    scalars = self._scalars()
+    scalars = self._shared.scalars or self._make_scalars()
     if self._factor_of is not None:
       scalars = {**scalars, "lr": scalars["lr"] * self._factor_of(index)}
     tf.raw_ops.ResourceApplyAdam(

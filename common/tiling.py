@@ -3,7 +3,7 @@
 A transform's output at one place depends on a window of its input; `needs` of a layer
 (`common.layers`) says which, exactly. A tile is read with that much around it, aligned to the
 strides, and what its own part does not determine is cut off: the results are those of the whole
-picture up to the rounding of floating-point sums. (Convolutions in integers give the same.)
+picture up to the rounding of sums.
 
 What is coded with must be the same in encoder and decoder. Both tile by size alone.
 """

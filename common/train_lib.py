@@ -222,7 +222,7 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
 def check(unit: hyper.WorkUnit, build: BuildCodec) -> TrainableCodec:
   """Raises for a work unit that cannot be trained: unknown names, missing data, wrong sizes.
 
-  Returns the codec that `train` begins with: to build a large one twice takes a second or two. A
+  Returns a codec that `train` may begin with: to build a large one twice takes a second or two. A
   warm start is tried here already, before the run has a directory; from a run of the same sweep
   when that one is done.
 
@@ -305,8 +305,8 @@ class _Training:
     self._job, self._config, self._options = job, config, config.train_eval_config
     self._distribution = job.distribution or Distribution()
     self._num_steps = int(self._options.num_steps)
-    # Variables of several devices are made where all of these are known.
-    checked = job.checked if self._distribution.num_replicas == 1 else None
+    # Variables of a strategy are made in its scope, which the check was not.
+    checked = None if tf.distribute.has_strategy() else job.checked
     job.checked = None
     self._state = TrainState(
       _build(config, build) if checked is None else checked,

@@ -4,7 +4,7 @@ from common import cli
 
 
 def check(unit):
-  """The untrained codec. Raises for what cannot be trained, before anything is written."""
+  """A codec to train. Raises for what cannot be trained, before anything is written."""
   from common import train_lib
   from factorized.codec import build
 

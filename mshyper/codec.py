@@ -4,6 +4,7 @@ z is coded with a factorized prior; from its rounded values the hyper-synthesis 
 and a scale, and y is coded with that normal density. Two sections in a file: z, y.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -211,6 +212,10 @@ class HyperpriorCodec(TrainableCodec):
     factor = self.hyper_analysis.downsample
     shape = (z_symbols.shape[0], *(factor * s for s in z_symbols.shape[1:3]))
     shape = (*shape, self.analysis.out_channels)
+    if shape[0] > 1 and math.prod(shape) > _HYPER_VALUES_AT_ONCE:
+      # One after the other, for the memory.
+      alone = [self._conditions(z_symbols[i : i + 1]) for i in range(shape[0])]
+      return np.concatenate([m for m, _ in alone]), np.concatenate([r for _, r in alone])
     mean, rows = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     for (to_rows, to_columns), (source_rows, source_columns), own in self._hyper_tiles(shape):
       part = self._conditions_of(z_symbols[:, source_rows, source_columns])
@@ -219,9 +224,9 @@ class HyperpriorCodec(TrainableCodec):
 
   def _hyper_tiles(self, shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     """Tiles of y's grid: where each lies in y, what it needs of z, and its own part of that."""
-    batch, height, width, channels = shape
+    _, height, width, channels = shape  # Not by the batch: alone an image has the same tiles.
     scale = self.hyper_synthesis.upsample
-    at_once = max(1, _HYPER_VALUES_AT_ONCE // (batch * channels))
+    at_once = max(1, _HYPER_VALUES_AT_ONCE // channels)
     for down, across in tiling.tiles((height, width), [self.hyper_synthesis], at_once):
       (to_rows, from_rows), (to_columns, from_columns) = down.own(1), across.own(1)
       yield (
@@ -237,7 +242,7 @@ class HyperpriorCodec(TrainableCodec):
       mean, log_scale = np.split(np.nan_to_num(parameters), 2, axis=-1)
       rows = np.floor((log_scale - entropy.LOG_SCALE_MIN) / entropy.LOG_SCALE_STEP + 0.5)
       return mean, _as_rows(rows)
-    one = 1 << exact.FRACTION_BITS  # entropy.OFFSET_BITS, too.
+    one = 1 << exact.FRACTION_BITS
     parameters = self._exact.transform(tf.constant(z_symbols)).numpy()
     means, numbers = np.split(parameters, 2, axis=-1)  # int32.
     rows = (numbers + one // 2) >> exact.FRACTION_BITS
@@ -326,7 +331,8 @@ class HyperpriorCodec(TrainableCodec):
     }
 
 
-# Values of y whose means and scales are computed at once, with all that they need.
+# Values of y whose means and scales are computed at once, with all that they need: a part of the
+# format, for the scales of integers follow from what is computed at once.
 _HYPER_VALUES_AT_ONCE = 1 << 22
 
 

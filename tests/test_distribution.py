@@ -190,8 +190,10 @@ def test_two_replicas_and_two_workers_train_as_one_device(pictures, tmp_path):
     pictures, tmp_path, "mirrored", "mirrored", steps, "--config.train_eval_config.num_replicas=2"
   )
   one = arguments(pictures, tmp_path, "one", "one_device", steps)
-  codes, said = finish(start(mirrored), start(one))
-  assert codes == [0, 0], said
+  alone = arguments(pictures, tmp_path, "alone", "mirrored", 10)  # On one device.
+  codes, said = finish(start(mirrored), start(one), start(alone))
+  assert codes == [0, 0, 0], said
+  assert run_of(tmp_path, "alone").read_state()["step"] == 10
 
   # Two halves of a batch, summed: the same bits wherever the halves are computed.
   _assert_same_weights(_weights(run), _weights(run_of(tmp_path, "mirrored")))

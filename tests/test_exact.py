@@ -49,6 +49,12 @@ STACKS = {
     Conv2D(4, 4, 6, 4, origin=0),
   ],
   "1x1": lambda: [Conv2D(3, 4, 1, activation="relu"), Conv2DTranspose(4, 4, 1)],
+  "1x1, stride 2": lambda: [Conv2D(3, 4, 1, 2), Conv2DTranspose(4, 4, 1, 2, activation="relu")],
+  "late origins": lambda: [
+    Conv2DTranspose(3, 4, 4, 4, activation="relu", origin=3),
+    Conv2DTranspose(4, 3, 5, 2, activation="relu", origin=4),
+    Conv2DTranspose(3, 4, 3, 2, origin=1, activation="relu"),
+  ],
 }
 
 
@@ -276,12 +282,12 @@ def test_no_sum_is_ever_rounded(seed, magnitudes, spread, biases, activations, o
     assert "too large" in str(e)
     assert max(magnitudes) > 4 or biases > 7
     return
-  for i, most in enumerate((SIGNED, UNSIGNED)):
+  for i in range(2):
     kernel, bias = (arrays[f"t/{i}/{key}"].astype(object) for key in ("kernel", "bias"))
     assert np.all(np.abs(kernel) <= 2047) and np.all(np.abs(bias) <= 2**50)
     phases = [kernel] if i else [kernel[a::2, b::2] for a in range(2) for b in range(2)]
     for taps in phases:
-      assert np.all(np.abs(taps).sum(axis=(0, 1, 2)) * most <= 31 * 2**24)
+      assert np.all(np.abs(taps).sum(axis=(0, 1, 2)) * UNSIGNED <= 31 * 2**24)
   transform.use(arrays)
   x = np.round(random.choice([-1, 1, 0.3], [2, 3, 2, 3]) * activations).astype(np.int32)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain(layers, arrays, x))
@@ -326,6 +332,52 @@ def test_bytes_and_floats_give_the_same(name, monkeypatch):
   np.testing.assert_array_equal(floats(x), expected)
 
 
+# Layers as large as models have them: the library chooses its code by their sizes.
+_LARGE = {
+  "5x5, up by 2": lambda n, m: Conv2DTranspose(n, m, 5, 2),
+  "3x3": lambda n, m: Conv2DTranspose(n, m, 3),
+  "1x1": lambda n, m: Conv2D(n, m, 1),
+  "5x5, down by 2": lambda n, m: Conv2D(n, m, 5, 2),
+  "6x6, up by 4": lambda n, m: Conv2DTranspose(n, m, 6, 4),
+}
+
+
+@pytest.mark.parametrize("channels", [(192, 288), (320, 80), (33, 17)], ids=str)
+@pytest.mark.parametrize("kind", _LARGE)
+def test_bytes_and_floats_give_the_same_in_large_layers(kind, channels, monkeypatch):
+  """Also with the largest activations and kernels, of both signs, near every bound."""
+  if not exact.multiplies_bytes():
+    pytest.skip("TensorFlow convolves no bytes here")
+  layers = _randomize([Conv2D(2, channels[0], 1, activation="relu"), _LARGE[kind](*channels)])
+  transform = exact.ExactTransform(layers[1], "t")
+  second = exact.ExactTransform(Sequential(layers), "t")
+  arrays, more = transform.derive(), second.derive()
+  random = np.random.default_rng(0)
+  few = min(0.1, 400 / np.prod(layers[1].kernel.shape[:3]))  # As many as sums have room for.
+  chances = [few, few, 0.1, 0.1, 0.8 - 2 * few]
+  extreme = random.choice([-2047, 2047, -16, 15, 0], layers[1].kernel.shape, p=chances)
+  x = random.choice([-127, 127, 1, 0], [2, 9, 6, channels[0]]).astype(np.int32)
+  for kernel in (arrays["t/0/kernel"], extreme.astype(np.int16)):
+    found = []
+    for in_bytes in (True, False):
+      with monkeypatch.context() as patch:
+        if not in_bytes:
+          patch.setattr(exact, "multiplies_bytes", lambda: False)
+        transform.use({**arrays, "t/0/kernel": kernel})
+        second.use({**more, "t/1/kernel": kernel})
+        assert transform._layers[0].runs_in_bytes() == in_bytes
+        assert second._layers[1].runs_in_bytes() == in_bytes
+        found.append((transform(tf.constant(x)), second(tf.constant(x[..., :2]))))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert np.ptp(found[0][0]) > 100
+
+
+def test_an_offset_that_is_no_multiple_is_refused():
+  with pytest.raises(ValueError, match="multiples"):
+    exact.ExactTransform(Conv2D(3, 4, 3), "t").derive(offset=np.full(3, 2.0**-11))
+
+
 def test_bytes_are_multiplied_where_onednn_is():
   """Else all is right, and slow."""
   if platform.machine() != "x86_64" or os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
@@ -335,14 +387,14 @@ def test_bytes_are_multiplied_where_onednn_is():
 
 def test_the_largest_sum_comes_out_right():
   """All weights and inputs of one sign, as large as they may be."""
-  layer = Conv2D(80, 1, 5)
-  layer.kernel.assign(tf.fill(layer.kernel.shape, 2040 / 1024))
+  layer = Conv2D(41, 1, 5)
+  layer.kernel.assign(tf.fill(layer.kernel.shape, 1989 / 1024))
   transform = exact.ExactTransform(layer, "t")
   arrays = transform.derive()
   transform.use(arrays)
-  x = np.full([1, 5, 5, 80], 10 * MOST, np.int32)
+  x = np.full([1, 5, 5, 41], 10 * MOST, np.int32)
   np.testing.assert_array_equal(transform(tf.constant(x)), _plain([layer], arrays, x))
-  total = int(np.abs(arrays["t/0/kernel"].astype(object)).sum()) * SIGNED
+  total = int(np.abs(arrays["t/0/kernel"].astype(object)).sum()) * UNSIGNED
   assert 0.99 * 31 * 2**24 < total <= 31 * 2**24  # Close to the bound.
 
 

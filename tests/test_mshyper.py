@@ -28,6 +28,7 @@ from common import (
   train_lib,
 )
 from common.bitstream import BitstreamError
+from mshyper import codec as mshyper_codec
 from mshyper.codec import build
 from tests.conftest import (
   ROOT,
@@ -316,6 +317,18 @@ def test_exact_and_float_conditions_agree(small):
   assert np.abs(rows - float_rows).max() <= 1 and np.mean(rows != float_rows) < 0.12
   assert len(np.unique(rows)) > 5
   np.testing.assert_array_equal(mean * 1024, np.round(mean * 1024.0))
+
+
+def test_a_batch_too_large_for_one_go_has_the_conditions_of_each_image(small, monkeypatch):
+  """In a file an image is alone, and scales follow from what is computed at once."""
+  z = np.random.default_rng(0).normal(0, 3, [4, 3, 4, small.prior.channels])
+  z = np.round(z * np.array([0.2, 1, 4, 20])[:, None, None, None]).astype(np.int32)
+  size = small._conditions(z)[0][0].size
+  for limit in (1 << 22, 2 * size, size // 2):
+    monkeypatch.setattr(mshyper_codec, "_HYPER_VALUES_AT_ONCE", limit)
+    alone = [small._conditions(z[i : i + 1]) for i in range(len(z))]
+    for together, each in zip(small._conditions(z), zip(*alone)):
+      np.testing.assert_array_equal(together, np.concatenate(each))
 
 
 def test_a_hyper_synthesis_that_is_not_exact_needs_float_coding():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common import checkpoints, runs
-from tests.conftest import ROOT, TINY_MODELS, picture, tiny_arguments, train
+from tests.conftest import ROOT, TINY_MODELS, picture, run_command, tiny_arguments, train
 
 CONFIG = str(ROOT / "factorized/configs/bls2017.py:tiny")
 
@@ -331,6 +331,36 @@ def test_a_setting_of_the_sweep_by_its_wid(pictures, tmp_path):
   run = _only_run(tmp_path)
   assert run.path.name.startswith("wid=3-rd_lambda=0.0025")
   assert run.read_work_unit().config["model_config"]["rd_lambda"] == 0.0025
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_codec_of_the_check_trains_as_one_of_its_own(
+  warm, unbroken, pictures, tmp_path, monkeypatch
+):
+  from common import cli, train_lib
+  from factorized import train as entry
+
+  begins = []
+  state = train_lib.TrainState
+  monkeypatch.setattr(train_lib, "TrainState", lambda *a: begins.append(a[0]) or state(*a))
+  found = []
+  for xid, hands_over in (("a", True), ("b", False)):
+    checked = []
+
+    def check(unit, checked=checked, hands_over=hands_over):
+      checked.append(entry.check(unit))
+      return checked[0] if hands_over else None
+
+    argv = tiny_arguments(pictures, tmp_path, f"--xid={xid}", steps=4)
+    if warm:
+      argv += [f"--config.train_eval_config.warm_start={unbroken.path.parent}"]
+    argv += ["--config.train_eval_config.ema_decay=0.9"]
+    assert run_command(cli.main, "factorized", "train", entry.run, check, argv) == 0
+    assert (begins[-1] is checked[0]) == hands_over
+    (path,) = (tmp_path / xid).glob("wid=*")
+    found.append(_weights(runs.RunDir.open(path)))
+  _assert_same_weights(*found)
 
 
 @pytest.mark.slow
