@@ -360,12 +360,14 @@ def test_damaged_files_are_refused_and_leave_nothing(command, photo, models, tmp
   content = (photo / "photo.ntc").read_bytes()
   flipped = bytearray(content)
   flipped[-5] ^= 1
+  own = bitstream.FORMAT_VERSION
+  future = content[:3] + bytes([own + 1]) + content[4:]
   damaged = {
     "flipped": (bytes(flipped), "checksum"),
     "short": (content[:-3], "truncated"),
     "empty": (b"", "truncated"),
     "text": (b"no such file", "magic"),
-    "future": (content[:3] + b"\4" + content[4:], "version 4; this code reads 3"),
+    "future": (future, f"version {own + 1}; this code reads {own}"),
   }
   for name, (changed, message) in damaged.items():
     file = tmp_path / f"{name}.ntc"
