@@ -257,6 +257,7 @@ def _mutable():
   return layers, exact.ExactTransform(Sequential(layers), "t")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
   seed=st.integers(0, 2**32 - 1),
@@ -342,6 +343,7 @@ _LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [(192, 288), (320, 80), (33, 17)], ids=str)
 @pytest.mark.parametrize("kind", _LARGE)
 def test_bytes_and_floats_give_the_same_in_large_layers(kind, channels, monkeypatch):
