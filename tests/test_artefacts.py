@@ -215,6 +215,7 @@ def test_nothing_is_derived_when_loading(exported, monkeypatch):
   _load(exported, exported.data)
 
 
+@pytest.mark.slow
 def test_other_tables_are_honoured_and_make_another_model(exported, monkeypatch):
   derived = exported.codec.derive_coding()
   first = next(k for k in sorted(derived) if k.split("/")[-1].split(".")[-1].endswith("first"))
@@ -252,6 +253,7 @@ def test_other_synthesis_weights_under_the_same_fingerprint_are_refused(exported
     _load(exported, _forged(exported.data, _replace(f"weights/{name}", changed)))
 
 
+@pytest.mark.slow
 def test_a_decoder_decodes_and_refuses_to_compress(exported):
   data = exported.dumps(decoder_only=True)
   assert len(data) < len(exported.data)

@@ -89,6 +89,7 @@ def test_higher_quality_costs_more_and_is_better(name):
   assert sorted(psnr) == psnr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(classical.CODECS))
 def test_files_that_are_not_whole_are_refused(name):
   c = classical.make(name, good(name))

@@ -109,11 +109,13 @@ def test_photographs_cost_at_most_one_percent_more_than_the_estimate(codec):
     assert real < 1.01 * estimate, name
 
 
+@pytest.mark.slow
 def test_compressing_is_deterministic(every_codec):
   image = _photo(40, 56)
   assert every_codec.compress(image) == every_codec.compress(image)
 
 
+@pytest.mark.slow
 def test_a_batch_of_images_has_the_latents_of_each(every_codec):
   images = np.stack([_photo(48, 32, seed) for seed in range(3)])
   together = rd.infer(every_codec, tf.constant(images, tf.float32))
@@ -216,6 +218,7 @@ def test_a_wrong_number_of_sections_is_refused(codec):
     codec.decompress(bitstream.write(forged))
 
 
+@pytest.mark.slow
 def test_another_models_file_is_refused(codec):
   data = codec.compress(_photo(40, 56))
   variable = codec.synthesis.variables[0]

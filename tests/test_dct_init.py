@@ -189,6 +189,7 @@ def test_the_step_is_the_best_at_high_rate():
     assert dct_init.step(rd_lambda) == pytest.approx(steps[np.argmin(loss)], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_kernels_and_noise_breaks_symmetries():
   kernels = []
   for seed in (0, 0, 1):

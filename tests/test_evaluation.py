@@ -52,6 +52,7 @@ def test_records_hold_real_bytes_of_every_image(evaluated, odd_pictures, trained
     assert record.psnr_db == pytest.approx(10 * np.log10(255**2 / mse))
 
 
+@pytest.mark.slow
 def test_saved_files_decode_in_a_codec_loaded_anew(evaluated, trained_run):
   codec, _ = eval_lib.load_codec(trained_run, build)
   for file in sorted((evaluated / "saved").glob("*.ntc")):
@@ -372,6 +373,7 @@ def test_save_dir_and_skip_existing_false_measure_every_picture(
   assert [p.suffix for p in (tmp_path / "r").glob("*/*/*")] == [".json"]
 
 
+@pytest.mark.slow
 def test_save_pictures_puts_them_beside_the_results_and_does_nothing_twice(
   trained_run, odd_pictures, tmp_path
 ):

@@ -150,6 +150,7 @@ def test_the_integers_are_those_of_plain_arithmetic(name, size):
   assert expected.shape == tuple(Sequential(layers)(tf.constant(x, tf.float32)).shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_it_stays_near_the_float_layers(name):
   """Activations of 8 bits are the least precise."""

@@ -38,6 +38,7 @@ def _errors(actual, exact):
   return np.array([np.max(np.abs(a - e) / (1 + np.abs(e))) for a, e in zip(actual, exact)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deviations", [0.3, 1.0, 5.0, 30.0, 300.0])
 @pytest.mark.parametrize("low,high", [(_MIN, -2.1), (-2.1, 0.0), (0.0, 2.0), (2.0, _MAX)])
 def test_as_exact_as_tensorflow_compression(low, high, deviations):

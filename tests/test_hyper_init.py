@@ -70,6 +70,7 @@ def test_other_transforms_are_left_alone(analysis, synthesis, known):
   assert hyper_init.is_known(*made) == known
 
 
+@pytest.mark.slow
 def test_photographs_cost_fewer_bits_than_with_constant_scales():
   """Before any step of training, on a photograph that the fit did not see."""
   images = [image[:256, :256] for _, image in data.load_eval_images("sample")]

@@ -56,6 +56,7 @@ def test_no_image_costs_more_than_with_the_encoder_alone_and_all_together_less(
   assert min(gains) >= 0 and np.mean(gains) > 0
 
 
+@pytest.mark.slow
 def test_the_results_are_those_of_files_that_the_trained_codec_decodes(
   optimised, trained_run, odd_pictures
 ):
@@ -103,6 +104,7 @@ def one_shape(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_smaller_last_batch_needs_no_trace_of_its_own_and_the_encoder_runs_once_a_batch(
   trained_run, one_shape, tmp_path, monkeypatch
 ):
@@ -167,6 +169,7 @@ def _work_unit(trained, pictures, **method):
   return hyper.make_work_unit(file, "factorized", "itinf", None, overrides)
 
 
+@pytest.mark.slow
 def test_a_picture_ends_where_it_ends_alone_whatever_batch_it_is_in(trained_run, pictures):
   codec, _ = eval_lib.load_codec(trained_run, build)
   config = hyper.to_config(_work_unit(trained_run, pictures, method="sga").config)
@@ -184,6 +187,7 @@ def test_a_picture_ends_where_it_ends_alone_whatever_batch_it_is_in(trained_run,
     np.testing.assert_allclose(optimised(images[i : i + 1])[0], together[i], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_weights_stay_and_a_pictures_size_does_not_change_the_steps(trained_run, pictures):
   """Gradients are those of bits: large against Adam's epsilon, whatever the number of pixels."""
   codec, _ = eval_lib.load_codec(trained_run, build)

@@ -288,6 +288,7 @@ def test_status_is_quick_and_imports_no_tensorflow(command, project):
 # Sweeps
 
 
+@pytest.mark.slow
 def test_sweep_of_4_with_2_jobs_is_all_done(command, project, monkeypatch):
   monkeypatch.delenv("NTC_NUM_THREADS", raising=False)
   args = """--args=--note 'two words' --quote '"'"""
@@ -336,6 +337,7 @@ def test_rerun_keeps_to_the_number_of_threads_of_the_first_start(command, tmp_pa
     assert threads(xid) == first
 
 
+@pytest.mark.slow
 def test_an_experiment_is_not_launched_twice(command):
   assert command.launch_two("--xid=x") == 0
   before = tree(command.experiments)
@@ -383,6 +385,7 @@ def test_failing_setting_is_failed_and_rerun_alone_after_the_fix(command, tmp_pa
   assert "traceback" not in again[1]
 
 
+@pytest.mark.slow
 def test_exit_0_without_end_mark_is_not_success(command):
   assert command.launch_two("--xid=x", "--config.mode=no mark") == 1
   assert command.states("x") == ["FAILED"] * 2
@@ -459,6 +462,7 @@ def test_signal_to_the_launcher_requeues_and_rerun_completes(command, tmp_path, 
   assert command.states("x") == ["DONE"] * 4
 
 
+@pytest.mark.slow
 def test_sigkill_of_a_task_names_the_signal(command, tmp_path):
   process = wait_mode(command, tmp_path)
   os.kill(command.run("x", 0).read_state()["pid"], signal.SIGKILL)
@@ -758,6 +762,7 @@ def test_snapshot_is_the_tree_as_it_is_and_git_is_only_read(command, project, ch
   assert (environment[-1]["commit"], environment[-1]["dirty"]) == (head, True)
 
 
+@pytest.mark.slow
 def test_rerun_uses_the_snapshot(command, project, tmp_path):
   needed = tmp_path / "needed"
   assert command.launch_two("--xid=x", f"--config.needs={needed}") == 1
@@ -892,6 +897,7 @@ def test_launch_eval_refuses_an_unknown_dataset_before_anything_is_written(
   assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_launch_eval_that_cannot_write_is_one_line(command, capsys):
   command.launch_two("--xid=x")
   (command.run("x", 0).path / "eval-sample").touch()

@@ -165,6 +165,7 @@ def test_default_origin():
     Conv2D(1, 1, 5, 2, origin=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "layer",
   [
@@ -267,6 +268,7 @@ def test_counts():
 
 
 # Between many channels, a strided convolution has a gradient of its own.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "transposed,kernel_size,stride,origin,height,width",
   [
@@ -323,6 +325,7 @@ def test_gradients_between_many_channels(transposed, kernel_size, stride, origin
   _assert_close(_run(unknown, x, variables), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "transposed,kernel_size,stride", [(False, 3, 1), (False, 5, 2), (True, 5, 2)]
 )

@@ -301,6 +301,7 @@ def test_an_unknown_rate_model_is_named():
 SIZES = [(1, 1), (7, 5), (16, 16), (17, 33), (61, 45)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"subsampling": "4:2:0"}, {"search": ""}], ids=str)
 def test_files_are_standard_and_hold_the_coefficients(changes):
   built = _built(**changes)
@@ -388,6 +389,7 @@ def test_lpips_is_part_of_the_loss_and_needs_its_weights(tmp_path, monkeypatch):
   assert float(terms.loss) == pytest.approx(float(terms.bpp[0] + 0.02 * distortion), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", dct.ROUNDINGS)
 @pytest.mark.parametrize("name", ["runs", "frequency"])
 def test_every_rounding_and_rate_gives_the_tables_finite_gradients(rounding, name):
@@ -449,6 +451,7 @@ def test_the_fixed_backbone_has_one_cell_a_block_and_is_not_trained(monkeypatch)
   assert len(built.trainable_variables) == 2
 
 
+@pytest.mark.slow
 def test_pre_edit_starts_as_the_identity_and_normalises_with_moving_averages():
   built = pre_edit.PreEdit([4, 4, 6, 3])
   x = rd.to_batch(picture(24, 40))

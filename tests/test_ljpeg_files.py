@@ -492,6 +492,7 @@ def saved(tmp_path, image, name="p.png", **options):
   return tmp_path / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.6, 1.5])
 def test_a_rate_is_met_from_below(target):
   found = compress.encode(picture(128, 160), target_bpp=target)
@@ -500,6 +501,7 @@ def test_a_rate_is_met_from_below(target):
   assert 0.97 * target < found.bpp <= target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [30, 36.5])
 def test_a_psnr_is_met_from_above(target):
   image = picture(128, 160)
@@ -518,6 +520,7 @@ def test_targets_out_of_reach_are_said():
   assert best.bpp > least.bpp > 0.01
 
 
+@pytest.mark.slow
 def test_more_effort_makes_better_files():
   image = picture(96, 128, 2)
   costs = []
@@ -529,6 +532,7 @@ def test_more_effort_makes_better_files():
   assert costs[2] < 1.005 * costs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", ["default", "itinf"])
 def test_a_rate_is_never_exceeded_by_more_effort(effort):
   assert compress.encode(picture(48, 64), target_bpp=2, effort=effort).bpp <= 2

@@ -175,6 +175,7 @@ def test_every_trainable_variable_gets_a_finite_gradient(name):
       assert not disturbed or np.any(gradient != 0), v.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mbt2018", "two_layer_syn2"])
 def test_training_starts_near_the_data(name):
   """Calibrated densities: bits of the first step are finite and of the order of the last one's."""
@@ -395,6 +396,7 @@ def test_every_array_of_the_coding_state_is_in_the_fingerprint(small):
   assert twin.fingerprint == small.fingerprint
 
 
+@pytest.mark.slow
 def test_a_state_that_is_refused_leaves_no_codec_that_pretends_to_be_whole(small):
   image = picture(20, 30)
   data_bytes = small.compress(image)
@@ -823,6 +825,7 @@ def evaluated(trained_hyperprior_run, odd_pictures, tmp_path_factory):
   return folder, results.read(path)
 
 
+@pytest.mark.slow
 def test_evaluation_writes_real_bytes(evaluated, trained_hyperprior_run, odd_pictures):
   from PIL import Image
 

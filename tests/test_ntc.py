@@ -182,6 +182,7 @@ def test_an_export_of_half_the_size_codes_alike(command, run, models, photo, tmp
   assert np.mean(np.abs(difference)) < 1.0
 
 
+@pytest.mark.slow
 @of_both_families
 def test_many_pictures_of_all_kinds_by_an_exported_model(
   command, models, odd_pictures, tmp_path, codec, monkeypatch
@@ -251,6 +252,7 @@ def test_an_older_checkpoint_that_wrote_a_file_is_found_and_named(
 # Exports
 
 
+@pytest.mark.slow
 @of_both_families
 def test_export_has_a_name_of_its_own_and_does_not_write_twice(
   command, family, run, tmp_path, monkeypatch
@@ -270,6 +272,7 @@ def test_export_has_a_name_of_its_own_and_does_not_write_twice(
   assert path.read_bytes() == b"something else"
 
 
+@pytest.mark.slow
 @of_both_families
 def test_an_exported_decoder_decodes_and_says_that_it_cannot_compress(
   command, photo, run, tmp_path, models

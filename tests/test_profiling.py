@@ -144,6 +144,7 @@ _PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", _PUBLISHED)
 def test_published_tables_come_out_of_the_stages(model):
   analysis, synthesis, published = _PUBLISHED[model]

@@ -233,6 +233,7 @@ def test_the_committed_report_states_size_and_time(dataset):
       assert training.parameters or found.mode == "itinf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_committed_report_is_what_its_results_give(dataset, tmp_path):
   committed(dataset)

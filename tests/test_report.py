@@ -332,6 +332,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path):
   assert (tmp_path / "out" / "rd_psnr.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_texts_from_results_cannot_break_the_page(tmp_path):
   write_curve(tmp_path / "results", label='<script>alert("x")</script> & "co"')
   text, _ = make(tmp_path, "--title=<b>bold")
@@ -374,6 +375,7 @@ def test_refused_comparisons_say_why(tmp_path):
   assert reason in text and reason in printed
 
 
+@pytest.mark.slow
 def test_lpips_is_drawn_where_it_is_known(tmp_path):
   write_curve(tmp_path / "results", lpips=0.2)
   text, _ = make(tmp_path)
@@ -517,6 +519,7 @@ def write_published(*records, name="a.json"):
   (configs.PUBLISHED_DIR / name).write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_published_curves_are_drawn_compared_and_sourced(tmp_path):
   write_jpeg(tmp_path / "results")
   write_published(published(), published(dataset="tecnick", label="elsewhere"))
@@ -586,6 +589,7 @@ def test_published_rates_are_told_apart(tmp_path):
   assert rates["classical-jpeg"] == ""
 
 
+@pytest.mark.slow
 def test_every_published_curve_has_a_switch_a_number_and_its_source(tmp_path):
   write_jpeg(tmp_path / "results")
   write_published(
@@ -764,6 +768,7 @@ def test_both_directions_agree_with_the_package():
     assert bd.bd_psnr(a, b).value == pytest.approx(bjontegaard.bd_psnr(*values, **options))
 
 
+@pytest.mark.slow
 def test_comparisons_and_matrix_are_sorted_by_bd_rate(tmp_path):
   write_jpeg(tmp_path / "results")
   for xid, scale in (("worse", 1.3), ("best", 0.6), ("better", 0.9)):
@@ -1077,6 +1082,7 @@ def test_pictures_of_iterative_inference_are_found_in_its_run(tmp_path, gallery)
   assert [c.series.curve.source for c in crops.crops] == ["bitstream", "itinf"]
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_crops_and_stays_offline(tmp_path, gallery):
   results.write(tmp_path / "results", measured(gallery, darker))
   out = tmp_path / "out"

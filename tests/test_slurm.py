@@ -294,6 +294,7 @@ def test_1000_settings_are_one_sbatch_and_quick(command, cluster, project):
   )
 
 
+@pytest.mark.slow
 def test_run_directories_of_a_large_sweep_are_made_by_the_jobs(command, cluster, monkeypatch):
   monkeypatch.setattr(launchers, "MOST_FOLDERS_AT_ONCE", 3)
   cluster.fault("nothing-starts")
@@ -558,6 +559,7 @@ def listens(project):
   file.write_text(text)
 
 
+@pytest.mark.slow
 def test_time_limit_requeues_the_task_which_goes_on(command, cluster, tmp_path, listens):
   xid = waiting(command, cluster, tmp_path)
   cluster.fault("requeue-delay")
@@ -646,6 +648,7 @@ def test_workers_are_asked_to_stop_by_a_signal_that_srun_hands_on(
   assert "stopped by Slurm" in state["reason"]
 
 
+@pytest.mark.slow
 def test_preempted_task_saves_and_does_not_requeue_itself(command, cluster, tmp_path, listens):
   xid = waiting(command, cluster, tmp_path)
   fake_slurm.requeue(xid, 0)
@@ -703,6 +706,7 @@ def test_restarts_without_a_newer_checkpoint_end(command, cluster, tmp_path, lis
   assert status(command, xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 def test_number_of_requeues_is_limited(command, cluster, tmp_path, listens, monkeypatch):
   monkeypatch.setattr(slurm_template, "MAX_REQUEUES", 0)
   xid = waiting(command, cluster, tmp_path)
@@ -757,6 +761,7 @@ def test_jobs_use_the_folders_of_the_project_and_not_of_the_snapshot(command, cl
   assert facts["env"]["NTC_RESULTS_DIR"] == str(command.project / "others")
 
 
+@pytest.mark.slow
 def test_rerun_by_another_executor_leaves_the_others_to_slurm(command, cluster):
   cluster.fault("nothing-starts")
   xid = submit(command, config=f"{command.config}:tiny")
@@ -916,6 +921,7 @@ def test_indices_that_scontrol_means():
   assert not slurm._is_among(1, "0,2,4")
 
 
+@pytest.mark.slow
 def test_lagging_squeue_does_not_hide_an_end(command, cluster, tmp_path):
   xid = waiting(command, cluster, tmp_path)
   cluster.fault("squeue-lag")
@@ -925,6 +931,7 @@ def test_lagging_squeue_does_not_hide_an_end(command, cluster, tmp_path):
   assert status(command, xid) == ["DONE"] * 2
 
 
+@pytest.mark.slow
 def test_killed_task_is_lost_and_rerun(command, cluster, tmp_path):
   xid = waiting(command, cluster, tmp_path)
   cluster.fault("squeue-empty")
@@ -979,6 +986,7 @@ def test_heartbeat_of_another_machines_task(tmp_path):
   assert view.judged(job)["state"] == "LOST"
 
 
+@pytest.mark.slow
 def test_watch_ends_with_the_last_job(command, cluster, tmp_path):
   xid = waiting(command, cluster, tmp_path)
   argv = [sys.executable, "launch.py", "status", xid, "--watch", "--every=0.1"]
@@ -1040,6 +1048,7 @@ def test_ranges():
   assert slurm.ranges([]) == ""
 
 
+@pytest.mark.slow
 def test_run_directory_that_lost_power_is_made_anew(command, cluster):
   cluster.fault("nothing-starts")
   xid = submit(command)

@@ -109,6 +109,7 @@ def test_task_knows_that_it_is_supervised(folder):
   assert run(folder, task(code))[1]["detail"] == "1"
 
 
+@pytest.mark.slow
 def test_number_of_threads_of_the_first_start_is_kept(folder, monkeypatch):
   code = "run.write_state('DONE', detail=os.environ.get('NTC_NUM_THREADS'))"
   seen = []
@@ -134,6 +135,7 @@ sys.exit(supervise.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("states", "code", "exit_code", "state"),
   [

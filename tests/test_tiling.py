@@ -164,6 +164,7 @@ def test_tiles_cover_every_pixel_once_within_the_bound(size):
   assert np.all(covered == 1)
 
 
+@pytest.mark.slow
 def test_a_codec_that_cannot_be_tiled_refuses_large_pictures(monkeypatch):
   codec = build("ljpeg")
   monkeypatch.setattr(tiling, "PIXELS_AT_ONCE", 1 << 10)

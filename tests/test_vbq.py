@@ -498,6 +498,7 @@ def test_training_resumes_to_the_same_weights(run, pictures, tmp_path):
     np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+@pytest.mark.slow
 def test_without_a_quantizer_the_message_names_the_command(run, tmp_path):
   copy = tmp_path / run.path.name
   shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("coding"))
@@ -526,6 +527,7 @@ def test_a_file_of_an_older_checkpoint_is_found_though_the_newest_has_no_quantiz
   assert back.is_file() and "was written by step 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_are_one_curve_a_method_of_real_bytes(run, evaluated, odd_pictures):
   dataset = data.load_eval_images(str(odd_pictures))
   found = [results.read(p) for p in results.find(evaluated / "results", dataset.name)]
@@ -559,12 +561,14 @@ def test_export_holds_what_the_results_hold(evaluated, odd_pictures):
   np.testing.assert_allclose(sorted(arrays["vbq_bpp"].mean(axis=0)), means)
 
 
+@pytest.mark.slow
 def test_results_that_are_there_are_left(run, evaluated, pictures, odd_pictures):
   before = {p: p.stat().st_mtime_ns for p in evaluated.rglob("*.json")}
   assert _evaluate(run, pictures, odd_pictures, evaluated) == 0
   assert {p: p.stat().st_mtime_ns for p in evaluated.rglob("*.json")} == before
 
 
+@pytest.mark.slow
 def test_a_profile_joins_the_results_of_the_first_method(
   run, evaluated, pictures, odd_pictures, tmp_path, capsys
 ):
@@ -583,6 +587,7 @@ def test_a_profile_joins_the_results_of_the_first_method(
     assert results.read(path).records == before.records
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was(
   run, evaluated, pictures, odd_pictures, tmp_path, monkeypatch
 ):
@@ -613,6 +618,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     assert records[0] == records[1] and len(records[0]) == 5
 
 
+@pytest.mark.slow
 def test_another_calibration_has_files_and_curves_of_its_own(
   run, evaluated, pictures, odd_pictures, tmp_path
 ):
@@ -670,6 +676,7 @@ def test_the_log_says_which_quantizer_a_run_codes_with(
     assert artefacts.read_arrays(default)["version"] == [vbq.VERSION]
 
 
+@pytest.mark.slow
 def test_results_of_another_run_are_refused(
   run, evaluated, pictures, odd_pictures, tmp_path, capsys
 ):
@@ -735,6 +742,7 @@ def test_a_new_process_makes_identical_quantizers_and_files(
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_quantizer_is_made_anew_and_another_calibration_apart(
   run, evaluated, pictures, odd_pictures, tmp_path
 ):
@@ -750,6 +758,7 @@ def test_a_damaged_quantizer_is_made_anew_and_another_calibration_apart(
   assert len(list(copy.rglob("uniform-*.npz"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (17, 33), (61, 45)], ids=str)
 def test_a_smaller_lambda_is_nearer_and_larger_and_the_decoder_needs_no_rate(run, evaluated, size):
   image, codec = conftest.picture(*size), _codec(run)
@@ -807,6 +816,7 @@ def test_files_of_another_quantizer_are_refused(run, evaluated):
     codec.decompress(file)
 
 
+@pytest.mark.slow
 def test_pictures_are_compressed_at_a_rate_and_decoded_by_an_exported_model(
   run, evaluated, odd_pictures, tmp_path, capsys
 ):
