@@ -153,6 +153,7 @@ def run(job: Job, build: BuildCodec) -> pathlib.Path:
       wanted = {name for name, _ in batch} - records.keys()
 
       def report(at: int, detail: str, done: int = done, count: int = len(wanted)) -> None:
+        job.started()
         progress.update(done + at * count, detail)
         if job.stop_requested():
           job.interrupted(done)

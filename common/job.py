@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import ml_collections
 
@@ -38,6 +38,7 @@ class Job:
     began: Optional[float] = None,
     distribution: Optional[Any] = None,
     checked: Optional[Any] = None,
+    on_started: Callable[[], None] = lambda: None,
   ):
     """A job of this process.
 
@@ -47,6 +48,7 @@ class Job:
       began: time.time() at which the program started.
       distribution: The `distribution.Distribution` of a training; None for one device.
       checked: See the attributes.
+      on_started: Called by `started`.
     """
     self.unit = unit
     self.config: ml_collections.ConfigDict = hyper.to_config(unit.config)
@@ -54,6 +56,7 @@ class Job:
     self.label = run.path.name
     self.distribution = distribution
     self.checked = checked
+    self._on_started = on_started
     self._began = time.time() if began is None else began
     self._stop: Optional[str] = None
 
@@ -68,6 +71,10 @@ class Job:
 
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
       signal.signal(number, request)
+
+  def started(self) -> None:
+    """To be called when the first step is done: from then on the program does what it is for."""
+    self._on_started()
 
   def stop_requested(self) -> bool:
     """Whether a signal asked the loop to save its state and stop."""

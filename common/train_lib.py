@@ -186,7 +186,7 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
       gradients = [g if g is None else g / loss_scale.scale for g in gradients]
     gradients = distribution.mean(gradients)
     is_finite = tf.constant(True) if loss_scale is None else precision.are_finite(gradients)
-    gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
+    gradients, norm = optimizers.clip_by_global_norm(gradients, clip_norm)
     if loss_scale is None:
       apply(gradients)
     else:
@@ -347,6 +347,7 @@ class _Training:
       float(model.rd_lambda_warmup_below),
     )
     self._step = make_train_step(self._state, config, self._distribution)
+    self._runs_as_traced = not tf.config.list_physical_devices("GPU")
     self._writer: Union[writers.MetricsWriter, writers.Silent] = (
       writers.MetricsWriter(job.run) if self._is_chief else writers.Silent()
     )
@@ -362,7 +363,9 @@ class _Training:
     try:
       self._catch_up()
       if not self._stops_early():
-        self._loop(progress)
+        with _graph_optimization(not self._runs_as_traced):
+          self._loop(progress)
+      self._job.started()  # If there was no step left.
       if self._is_chief:
         detail = "; ".join(t for t in (self._restore_best(), *self._test()) if t)
     finally:
@@ -424,6 +427,7 @@ class _Training:
       self.end = done
       pending.append((step, self._step(crops, np.int32(step), *map(np.float32, at.values()))))
       if step == self._start:
+        self._job.started()
         _LOG.info("First step done %.1f s after the start of the program.", self._job.seconds())
       logs = self._is_due(done, options.log_metrics_every_steps)
       evaluates = self._is_due(done, options.eval_every_steps)
@@ -479,7 +483,7 @@ class _Training:
   def _validate(self, step: int) -> None:
     if self._validation is None:
       return
-    with self._state.evaluated():
+    with self._state.evaluated(), _graph_optimization(True):
       values, pictures = self._validation.run(int(self._options.num_images_to_log))
     self._writer.scalars(step, values, split="val")
     every = int(self._options.log_images_every_evals)
@@ -535,6 +539,22 @@ class _Training:
       self._writer.scalars(step, values, split="test")
     _LOG.info("Test on %s: %s", self._config.test_data_config.dataset, _text(values))
     yield f"test: {_text(values)}"
+
+
+@contextlib.contextmanager
+def _graph_optimization(is_on: bool) -> Iterator[None]:
+  """Within, whether TensorFlow rewrites a graph before it runs for the first time.
+
+  On a CPU a training step is as fast without (docs/results.md, "The table of speeds, filled"), and
+  begins half a second to a second earlier. On a GPU the rewriting chooses layouts.
+  """
+  name = "disable_meta_optimizer"
+  before = tf.config.optimizer.get_experimental_options().get(name, False)
+  tf.config.optimizer.set_experimental_options({name: not is_on})
+  try:
+    yield
+  finally:
+    tf.config.optimizer.set_experimental_options({name: before})
 
 
 def _build(config: Any, build: BuildCodec) -> TrainableCodec:
