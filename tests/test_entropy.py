@@ -29,6 +29,27 @@ def test_bits_are_those_of_tensorflow_compression(prior):
   np.testing.assert_allclose(prior.bits(quantized), expected, rtol=2e-3)
 
 
+@pytest.mark.parametrize("reach", [0.1, 3.0, 300.0])
+def test_bits_and_their_gradients_are_those_of_tensorflow_compressions_density(prior, reach):
+  """Also far out, where a difference of two sigmoids in float32 would be 0."""
+  y = tf.constant(reach * np.random.default_rng(1).standard_cauchy([3, 4, 6, 5]), tf.float32)
+  weights = prior.distribution.trainable_variables
+
+  def run(bits):
+    with tf.GradientTape() as tape:
+      tape.watch(y)
+      value = bits(y)
+    return value, *tape.gradient(value, [y, *weights])
+
+  def plain(y):
+    return tf.reduce_sum(prior.distribution.log_prob(y), axis=[1, 2, 3]) / -np.log(2.0)
+
+  for got, expected in zip(run(tf.function(prior.bits)), run(plain)):
+    got, expected = got.numpy(), expected.numpy()
+    assert np.all(np.isfinite(got))
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+
+
 def test_tables_hold_the_priors_probabilities(prior):
   """Each row's probabilities are the prior's at the grid points, to the tables' precision."""
   rows = _rows(prior.tables)

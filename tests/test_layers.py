@@ -274,6 +274,7 @@ def test_counts():
   [
     (False, 5, 2, 2, 6, 8),
     (False, 5, 2, 1, 6, 8),
+    (False, 5, 2, 2, 2, 130),  # From 64 columns on, in parts.
     (False, 5, 2, 2, 5, 7),
     (False, 5, 3, 2, 7, 9),
     (False, 4, 2, 1, 4, 6),
@@ -281,6 +282,7 @@ def test_counts():
     (False, 2, 3, 0, 5, 6),
     (True, 5, 2, 2, 3, 4),
     (True, 5, 2, 1, 3, 4),
+    (True, 5, 2, 1, 1, 97),
     (True, 6, 4, 1, 2, 3),
     (True, 2, 3, 0, 2, 3),
   ],

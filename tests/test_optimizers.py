@@ -1,6 +1,7 @@
 """Adam: Keras' own where nothing else is asked for, and a learning rate for each variable."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from common import optimizers
@@ -22,6 +23,20 @@ def _steps(optimizer, variables, number=7):
     gradients = [tf.constant(random.normal(0, 1, v.shape), tf.float32) for v in variables]
     optimizer.apply_gradients(zip(gradients, variables))
   return [v.numpy() for v in variables]
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, np.inf, np.nan])
+def test_clipping_is_that_of_tensorflow(size):
+  random = np.random.default_rng(2)
+  gradients = [tf.constant(random.normal(0, 0.1, s), tf.float32) for s in ([3, 3, 2], [5], [])]
+  gradients = [gradients[0] * size, None, *gradients[1:]]
+  expected, expected_norm = tf.clip_by_global_norm(gradients, 0.7)
+  got, norm = optimizers.clip_by_global_norm(gradients, 0.7)
+  np.testing.assert_array_equal(norm, expected_norm)
+  assert got[1] is None
+  for one, other in zip(got, expected):
+    if one is not None:
+      np.testing.assert_array_equal(one, other)
 
 
 def test_it_is_keras_adam():
