@@ -9,7 +9,15 @@ import tensorflow_compression as tfc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.layers import GDN, Conv2D, Conv2DTranspose, at_most, default_origin
+from common.layers import (
+  GDN,
+  Conv2D,
+  Conv2DTranspose,
+  Pointwise,
+  Sequential,
+  at_most,
+  default_origin,
+)
 
 
 def _array(seed, *shape):
@@ -354,6 +362,73 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_formula(
   variables = [layer.kernel, layer.bias]
   compiled = tf.function(lambda: _run(layer, x, variables))()
   _assert_close(compiled, _run(plain, x, variables))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  transposed=st.booleans(),
+  kernel_size=st.integers(1, 6),
+  stride=st.integers(1, 3),
+  origin=st.integers(0, 5),
+  blocks=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_mirrored_layers_are_the_layers_between_two_mirrors(
+  transposed, kernel_size, stride, origin, blocks
+):
+  if origin >= kernel_size:
+    return
+  layer = (Conv2DTranspose if transposed else Conv2D)(
+    3, 2, kernel_size, stride, origin=origin, activation="relu"
+  )
+  layer.bias.assign(_array(0, 2))
+  size = blocks if transposed else (blocks[0] * stride, blocks[1] * stride)
+  gains = layer.mirroring_gains(*size)
+  assert (gains is None) == (kernel_size - stride - origin < 0)
+  if not transposed and stride > 1:
+    assert layer.mirroring_gains(size[0], size[1] + 1) is None
+  if gains is not None:
+    x = tf.constant(_array(1, 2, *size, 3))
+    mirrored = tf.reverse(layer.mirrored(tf.reverse(x, [1, 2])), [1, 2])
+    _assert_close([mirrored], [layer(x)])
+
+
+@pytest.mark.parametrize("transposed,inner", [(False, 2), (True, 2), (False, 1)])
+def test_a_transform_runs_mirrored_where_that_spares_copies(transposed, inner, monkeypatch):
+  """Paddings of 2 before and 1 after are TensorFlow's SAME in the mirror; 1 and 2 are that as is."""
+  convolution = Conv2DTranspose if transposed else Conv2D
+  layers = [
+    convolution(3, 64, 5, 2, origin=inner),
+    GDN(64, gamma_init=np.abs(_array(2, 64, 64)) / 64),
+    Sequential([convolution(64, 65, 5, 2, origin=inner), Pointwise(65, "leaky_relu")]),
+    convolution(65, 64, 5, 2, origin=inner, use_bias=False),
+  ]
+  model = Sequential(layers)
+  calls = []
+  run = Conv2D._run if not transposed else Conv2DTranspose._run
+  monkeypatch.setattr(
+    convolution, "_run", lambda self, x, kernel, origin: calls.append(origin) or run(
+      self, x, kernel, origin)
+  )  # fmt: skip
+
+  def plain(x):
+    for layer in [*layers[:2], *layers[2].layers, layers[3]]:
+      x = layer(x)
+    return x
+
+  variables = model.trainable_variables
+  x = tf.constant(_array(3, 2, *((2, 3) if transposed else (16, 8)), 3))
+  got = _run(model, x, variables)
+  assert calls == [1, 1, 1]
+  _assert_close(got, _run(plain, x, variables))
+  calls.clear()
+  if not transposed:
+    other = x[:, :15]  # No multiple of the strides: as it is.
+    _assert_close([model(other)], [plain(other)])
+    assert calls[:3] == [inner] * 3
+    calls.clear()
+  unknown = tf.function(model, input_signature=[tf.TensorSpec([None, None, None, 3])])
+  _assert_close([unknown(x)], [plain(x)])
+  assert calls[:3] == [inner] * 3
 
 
 def test_layers_beyond_the_weights_that_were_announced_are_refused_before_they_are_made():
