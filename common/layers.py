@@ -24,8 +24,8 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
   padding. The copies cost little; but crop with tf.slice, since the gradient of a Python slice is
   slow.
 - A transform whose paddings would be SAME if the picture were mirrored runs on a mirrored picture,
-  with mirrored kernels: 3% of a step of mbt2018 and bls2017, whose 5x5 kernels of stride 2 begin two
-  samples before each block where SAME begins one.
+  with mirrored kernels: 3% of a step of mbt2018 and bls2017, whose 5x5 kernels of stride 2 begin
+  two samples before each block where SAME begins one.
 - For a transposed convolution from many channels to few, as to an image, the fast path
   wastes its vectors, and the fallback (a matrix product, then additions) takes half the
   time.

@@ -394,7 +394,7 @@ def test_mirrored_layers_are_the_layers_between_two_mirrors(
 
 @pytest.mark.parametrize("transposed,inner", [(False, 2), (True, 2), (False, 1)])
 def test_a_transform_runs_mirrored_where_that_spares_copies(transposed, inner, monkeypatch):
-  """Paddings of 2 before and 1 after are TensorFlow's SAME in the mirror; 1 and 2 are that as is."""
+  """Paddings of 2 before and 1 after are SAME in the mirror; 1 and 2 are that as they are."""
   convolution = Conv2DTranspose if transposed else Conv2D
   layers = [
     convolution(3, 64, 5, 2, origin=inner),
