@@ -274,7 +274,7 @@ class TrainableCodec(Codec, tf.Module):
       "train_eval_config.warm_start_rescale=False."
     )
 
-  calibration_images = 1  # How many crops `calibrate` wants at least.
+  calibration_images = 0  # How many crops `calibrate` wants at least; 0: it does nothing.
 
   def calibrate(self, x: tf.Tensor) -> None:
     """Fits initial values to data, once, before the first step; by default nothing.

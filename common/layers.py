@@ -33,8 +33,8 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
 - The gradient of a bias reads its input through a reshape. Otherwise oneDNN's graph pass merges it
   with that of the kernel into one operation, which takes 1.3 times as long as the two (3x3, 96
   channels): 2.5% of a step with ELIC's analysis.
-- The gradient of a strided kernel is made of convolutions without strides, of up to 63 columns
-  (`_kernel_gradient`).
+- The gradient of a strided or wide kernel's convolution is made of convolutions without strides, of
+  up to 63 columns (`_kernel_gradient`).
 - GDN is a matrix product and a hand-written gradient; the rest of it is bound by memory.
 
 Precision. Layers compute in the type of their input, or within `precision.computing_in` in 16 bits
@@ -231,6 +231,8 @@ class Layer(tf.Module):
 class _Convolution(Layer, abc.ABC):
   """What the two directions share: kernel, bias, origin, activation."""
 
+  _spreads: bool  # Whether an input sample meets all taps: transposed.
+
   def __init__(
     self,
     in_channels: int,
@@ -304,8 +306,9 @@ class _Convolution(Layer, abc.ABC):
   def _convolve(self, x: tf.Tensor, kernel: tf.Tensor, origin: int) -> tf.Tensor:
     """`_run`, and where TensorFlow's gradient of the kernel is slow, a faster one."""
     taps = -(-self.kernel_size // self.stride)
+    is_wide = isinstance(x.shape[2], int) and x.shape[2] >= _WIDE
     if (
-      self.stride == 1
+      (self.stride == 1 and (self.kernel_size == 1 or not is_wide))
       or min(self.in_channels, self.out_channels) < _MANY_CHANNELS
       or self.kernel_size < self.stride
       or origin > self.stride * (taps - 1)
@@ -315,7 +318,7 @@ class _Convolution(Layer, abc.ABC):
     @tf.custom_gradient
     def convolve(x: tf.Tensor, kernel: tf.Tensor):
       def grad(dy: tf.Tensor):
-        fine, coarse = (x, dy) if self.downsample > 1 else (dy, x)
+        fine, coarse = (dy, x) if self._spreads else (x, dy)
         dkernel = _kernel_gradient(fine, coarse, self.kernel_size, self.stride, origin)
         return self._adjoint(x, dy, kernel, origin), dkernel
 
@@ -344,6 +347,8 @@ class Conv2D(_Convolution):
     kernel: [kernel_size, kernel_size, in_channels, out_channels], as in tf.nn.conv2d.
     bias: [out_channels], if use_bias.
   """
+
+  _spreads = False
 
   def __init__(
     self,
@@ -456,6 +461,8 @@ class Conv2DTranspose(_Convolution):
     bias: [out_channels], if use_bias.
   """
 
+  _spreads = True
+
   def __init__(
     self,
     in_channels: int,
@@ -542,7 +549,7 @@ def _shape(x: tf.Tensor) -> list[Dimension]:
 def _kernel_gradient(
   fine: tf.Tensor, coarse: tf.Tensor, kernel_size: int, stride: int, origin: int
 ) -> tf.Tensor:
-  """kernel[t] = sum_n fine[stride * n + t - origin] coarse[n]^T, the gradient of a strided kernel.
+  """kernel[t] = sum_n fine[stride * n + t - origin] coarse[n]^T, the gradient of a kernel.
 
   TensorFlow's takes 1.4 to 1.6 times as long with strides as without (oneDNN on a CPU), so this
   sorts the samples of `fine` by their place within a block: each place has its own taps, which lie
@@ -603,7 +610,8 @@ def _kernel_gradient(
 def _in_parts(columns: Dimension) -> list[tuple[Dimension, Dimension]]:
   """(first, number) of columns for one convolution each of `_kernel_gradient`.
 
-  oneDNN's gradient of a kernel is a tenth slower for 64 columns than twice that for 32.
+  oneDNN's gradient of a kernel is a tenth slower for 64 columns than twice that for 32; with them
+  the sums of a block of channels leave the cache.
   """
   if not isinstance(columns, int):
     return [(0, columns)]
@@ -613,6 +621,9 @@ def _in_parts(columns: Dimension) -> list[tuple[Dimension, Dimension]]:
 
 
 _COLUMNS = 32
+
+# From so many columns on parts pay without strides too (3x3, 96 channels: a tenth to a sixth).
+_WIDE = 128
 
 # From so many channels on, on both sides, `_kernel_gradient` pays.
 _MANY_CHANNELS = 64

@@ -393,9 +393,10 @@ class _Training:
 
   def _begin(self, sampler: data.CropSampler) -> None:
     """Before the first step: initial values that are fitted to data, and initial averages."""
-    if not self._options.warm_start:
+    wanted = self._state.codec.calibration_images
+    if wanted and not self._options.warm_start:
       crops = [sampler.batch(0)]
-      while len(crops) * len(crops[0]) < self._state.codec.calibration_images:
+      while len(crops) * len(crops[0]) < wanted:
         crops.append(sampler.batch(len(crops)))
       self._state.codec.calibrate(tf.constant(np.concatenate(crops), tf.float32))
     self._state.start()

@@ -34,7 +34,7 @@ class FactorizedCodec(TrainableCodec):
     """Raises ValueError if the transforms do not fit each other."""
     super().__init__(name=FAMILY)
     transforms.check_pair(analysis, synthesis)
-    self._fit_prior_to_data = fit_prior_to_data
+    self.calibration_images = int(fit_prior_to_data)
     self.analysis = analysis
     self.synthesis = synthesis
     self.prior = entropy.FactorizedPrior(
@@ -74,7 +74,7 @@ class FactorizedCodec(TrainableCodec):
 
   def calibrate(self, x: tf.Tensor) -> None:
     """Fits the prior's initial densities to the latents of `x`, where the config asks for it."""
-    if self._fit_prior_to_data:
+    if self.calibration_images:
       y = self.infer(x)["y"].loc.numpy().reshape(-1, self.prior.channels)
       self.prior.calibrate(np.median(y, axis=0), np.std(y, axis=0))
 

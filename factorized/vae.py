@@ -45,8 +45,6 @@ class GaussianVAE(TrainableCodec):
     prior: Of the latent, a density; None for the standard normal.
   """
 
-  calibration_images = 64
-
   def __init__(
     self,
     analysis: transforms.Sequential,
@@ -66,7 +64,7 @@ class GaussianVAE(TrainableCodec):
         "variances."
       )
     self._likelihood_variance = likelihood_variance
-    self._fit_to_data = fit_to_data
+    self.calibration_images = 64 if fit_to_data else 0
     self.analysis = analysis
     self.synthesis = synthesis
     self.log_variance_bias = tf.Variable(tf.zeros([channels]), name="log_variance_bias")
@@ -128,7 +126,7 @@ class GaussianVAE(TrainableCodec):
     The synthesis gives a coefficient c of variance s^2 as s z; the posterior of z in that model has
     the mean w c / s and the variance 1 - w, where w = s^2 / (s^2 + v).
     """
-    if not self._fit_to_data:
+    if not self.calibration_images:
       return
     coefficients = self.analysis(x / 255.0 - 0.5)[..., : self.channels].numpy()
     spread = np.maximum(np.std(coefficients.reshape(-1, self.channels), axis=0), 1e-4)

@@ -82,7 +82,7 @@ class HyperpriorCodec(TrainableCodec):
         "hyper_synthesis.bottleneck_size of model_config alike."
       )
     transforms.check_pair(hyper_analysis, hyper_synthesis)
-    self._fit_to_data = fit_to_data
+    self.calibration_images = 32 if fit_to_data else 0
     self.analysis = analysis
     self.synthesis = synthesis
     self.hyper_analysis = hyper_analysis
@@ -153,15 +153,13 @@ class HyperpriorCodec(TrainableCodec):
     hyper = () if self._exact.transform is not None else self.hyper_synthesis.variables
     return (*self.synthesis.variables, *hyper)
 
-  calibration_images = 32
-
   def calibrate(self, x: tf.Tensor) -> None:
     """Fits the hyperprior to the latents of `x`, where the config asks for it.
 
     The hyper-latents start as local contrasts where their transforms are known to
     `common.hyper_init`; other hyper-syntheses start at each channel's own mean and scale.
     """
-    if not self._fit_to_data:
+    if not self.calibration_images:
       return
     y = self.infer(x)["y"].loc.numpy()
     if hyper_init.is_known(self.hyper_analysis, self.hyper_synthesis):
