@@ -30,7 +30,6 @@ _MAX_SYMBOLS = 4096  # Longest table; what lies outside is escaped as well.
 MAX_ABS_SYMBOL = 1 << 28
 _SYMBOLS_A_STREAM = 1 << 18  # At most; more are coded in several streams.
 _SURE = (1 << PRECISION) - 32  # The least count of a 0 that is all but sure.
-_BLOCK = 1 << 16  # Symbols that are made ready for the coder at once.
 OFFSET_BITS = 10  # Fractional bits of a factorized prior's quantization offset.
 
 # The 64 scales of the Gaussian conditional, 0.11 to 256: natural logarithms, evenly spaced.
@@ -157,12 +156,11 @@ def encode(tables: CodingTables, symbols: np.ndarray, rows: Optional[np.ndarray]
 def _encode_channels(tables: CodingTables, symbols: np.ndarray) -> bytes:
   """One stream of `encode` for int32 [n, C], a row for each channel."""
   overflow: list[bytes] = []
+  relative = symbols - tables.first
+  _escape(relative, tables.escape, overflow)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    for block in _blocks(len(symbols), symbols.shape[1]):
-      relative = symbols[block] - tables.first
-      _escape(relative, tables.escape, overflow)
-      handle = tfc.entropy_encode_channel(handle, relative)
+    handle = tfc.entropy_encode_channel(handle, relative)
     coded = tfc.entropy_encode_finalize(handle).numpy()
   return _with_length(overflow) + coded
 
@@ -171,19 +169,18 @@ def _encode_rows(tables: CodingTables, symbols: np.ndarray, rows: np.ndarray) ->
   """One stream of `encode` for int32 [n], a row for each."""
   overflow: list[bytes] = []
   exceptions: list[tuple[int, int]] = []
+  if tables.num_sure:
+    is_coded = rows >= tables.num_sure
+    odd = np.flatnonzero(np.greater(symbols != 0, is_coded))
+    exceptions += zip(odd.tolist(), symbols[odd].tolist())
+    coded = np.flatnonzero(is_coded)
+    symbols, rows = symbols.take(coded, mode="clip"), rows.take(coded, mode="clip")
+  at = rows.astype(np.intp)  # What `take` would make of them each time.
+  relative = symbols - tables.first.take(at, mode="clip")
+  _escape(relative, tables.escape.take(at, mode="clip"), overflow)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_encoder([], tables.cdf)
-    for block in _blocks(len(symbols)):
-      here, at = symbols[block], rows[block].astype(np.int32)
-      if tables.num_sure:
-        is_coded = at >= tables.num_sure
-        odd = np.flatnonzero((here != 0) & ~is_coded)
-        exceptions += zip((odd + block.start).tolist(), here[odd].tolist())
-        coded = np.flatnonzero(is_coded)
-        here, at = here.take(coded, mode="clip"), at.take(coded, mode="clip")
-      relative = here - tables.first.take(at, mode="clip")
-      _escape(relative, tables.escape.take(at, mode="clip"), overflow)
-      handle = tfc.entropy_encode_index(handle, at, relative)
+    handle = tfc.entropy_encode_index(handle, rows.astype(np.int32), relative)
     data = tfc.entropy_encode_finalize(handle).numpy()
   return _exceptions_as_bytes(exceptions) + _with_length(overflow) + data
 
@@ -231,12 +228,6 @@ def _exceptions(cursor: Cursor, count: int) -> tuple[np.ndarray, np.ndarray]:
   return positions, symbols
 
 
-def _blocks(count: int, width: int = 1) -> list[slice]:
-  """Slices of [count, width] whose temporary arrays stay in the cache."""
-  size = max(1, _BLOCK // width)
-  return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
-
-
 def _flat(symbols: np.ndarray) -> np.ndarray:
   """[..., C] as [n, C], C unchanged; no copy."""
   return symbols.reshape(-1, symbols.shape[-1]) if symbols.ndim > 1 else symbols.reshape(1, -1)
@@ -250,11 +241,29 @@ def _bands(shape: Sequence[int]) -> list[slice]:
 
 
 def _in_threads(function: Callable[[_T], _U], arguments: Sequence[_T]) -> list[_U]:
-  """function of each argument, on as many threads as TensorFlow's operations have."""
+  """function of each argument, on as many threads as TensorFlow's operations have.
+
+  One of them is the caller's: a thread that sleeps while others work takes a while to come back.
+  """
   threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
-  if min(threads, len(arguments)) == 1:
+  helpers = min(threads, len(arguments)) - 1
+  if helpers < 1:
     return [function(argument) for argument in arguments]
-  return list(_pool(threads).map(function, arguments))
+  found: dict[int, _U] = {}
+  waiting = iter(range(len(arguments)))  # Shared: each is given out once.
+
+  def work() -> None:
+    for index in waiting:
+      found[index] = function(arguments[index])
+
+  others = [_pool(threads - 1).submit(work) for _ in range(helpers)]
+  try:
+    work()
+  finally:
+    futures.wait(others)
+  for other in others:
+    other.result()
+  return [found[index] for index in range(len(arguments))]
 
 
 @functools.lru_cache(maxsize=1)
@@ -298,10 +307,8 @@ def _decode_channels(tables: CodingTables, stream: bytes, symbols: np.ndarray) -
   overflow = _overflow(cursor)
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(cursor.rest(), tables.cdf)
-    for block in _blocks(*symbols.shape):
-      size = [block.stop - block.start, symbols.shape[1]]
-      handle, decoded = tfc.entropy_decode_channel(handle, size, tf.int32)
-      _add(decoded.numpy(), tables.first, tables.escape, overflow, symbols[block])
+    handle, decoded = tfc.entropy_decode_channel(handle, symbols.shape, tf.int32)
+    _add(decoded.numpy(), tables.first, tables.escape, overflow, symbols)
     _check_end(handle, overflow)
 
 
@@ -314,23 +321,23 @@ def _decode_rows(
   if np.any(rows[positions] >= tables.num_sure):
     raise BitstreamError("A symbol of the range coder is an exception: damaged or hostile.")
   overflow = _overflow(cursor)
-  fewest_bits = 0.0
+  coded = np.flatnonzero(rows >= tables.num_sure) if tables.num_sure else None
+  if coded is not None:
+    rows = rows.take(coded, mode="clip")
+  at = rows.astype(np.intp)  # What `take` would make of them each time.
+  fewest_bits = float(tables.best_bits.take(at, mode="clip").sum())
+  check_room(stream, len(symbols), fewest_bits)
+  first, escape = tables.first.take(at, mode="clip"), tables.escape.take(at, mode="clip")
   with tf.device("/cpu:0"):
     handle = tfc.create_range_decoder(cursor.rest(), tables.cdf)
-    for block in _blocks(len(symbols)):
-      here, at = symbols[block], rows[block].astype(np.int32)
-      coded = np.flatnonzero(at >= tables.num_sure) if tables.num_sure else None
-      if coded is not None:
-        at = at.take(coded, mode="clip")
-      fewest_bits += float(tables.best_bits.take(at, mode="clip").sum())
-      check_room(stream, len(symbols), fewest_bits)
-      handle, decoded = tfc.entropy_decode_index(handle, at, at.shape, tf.int32)
-      values = here if coded is None else np.empty_like(at)
-      first, escape = tables.first.take(at, mode="clip"), tables.escape.take(at, mode="clip")
+    handle, decoded = tfc.entropy_decode_index(handle, rows.astype(np.int32), at.shape, tf.int32)
+    if coded is None:
+      _add(decoded.numpy(), first, escape, overflow, symbols)
+    else:
+      values = np.empty_like(first)
       _add(decoded.numpy(), first, escape, overflow, values)
-      if coded is not None:
-        here[...] = 0
-        here[coded] = values
+      symbols[...] = 0
+      symbols[coded] = values
     _check_end(handle, overflow)
   symbols[positions] = exceptions
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import entropy
-from common.bitstream import BitstreamError, varint
+from common.bitstream import BitstreamError, Cursor, varint
 
 
 @pytest.fixture(scope="module")
@@ -142,19 +142,23 @@ def test_symbols_whose_rows_are_sure_come_back_and_cost_nothing_where_they_are_z
   np.testing.assert_array_equal(entropy.decode(tables, section, rows.shape, rows), symbols)
 
 
-def test_blocks_of_symbols_make_no_difference(prior, normal, monkeypatch):
-  random = np.random.default_rng(0)
-  symbols = np.round(random.normal(0, 3, [1, 7, 9, 5])).astype(np.int32)
-  for tables, rows in (
-    (prior.tables, None),
-    (normal.tables, random.integers(0, 64, symbols.shape)),
-  ):
-    monkeypatch.setattr(entropy, "_BLOCK", 1 << 16)
-    data = entropy.encode(tables, symbols, rows)
-    for block in (1, 11, 60):
-      monkeypatch.setattr(entropy, "_BLOCK", block)
-      assert entropy.encode(tables, symbols, rows) == data
-      np.testing.assert_array_equal(entropy.decode(tables, data, symbols.shape, rows), symbols)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_an_error_in_any_stream_is_that_of_the_section(normal, monkeypatch, threads):
+  """Whichever thread meets it; the next call finds the threads at work."""
+  monkeypatch.setattr(entropy, "_SYMBOLS_A_STREAM", 100)
+  monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
+  rows = np.full([1, 8, 10, 5], 40)
+  symbols = np.round(np.random.default_rng(0).normal(0, 3, rows.shape)).astype(np.int32)
+  section = entropy.encode(normal.tables, symbols, rows)
+  cursor = Cursor(section)
+  sizes = [cursor.varint("length") for _ in range(3)]
+  begin = len(section) - cursor.remaining
+  for stream in range(4):
+    damaged = bytearray(section)
+    damaged[begin + sum(sizes[:stream])] = 77  # Exceptions, of which such rows have none.
+    with pytest.raises(BitstreamError, match="exception"):
+      entropy.decode(normal.tables, bytes(damaged), rows.shape, rows)
+    np.testing.assert_array_equal(entropy.decode(normal.tables, section, rows.shape, rows), symbols)
 
 
 @pytest.mark.parametrize(
