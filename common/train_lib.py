@@ -347,7 +347,6 @@ class _Training:
       float(model.rd_lambda_warmup_below),
     )
     self._step = make_train_step(self._state, config, self._distribution)
-    self._runs_as_traced = not tf.config.list_physical_devices("GPU")
     self._writer: Union[writers.MetricsWriter, writers.Silent] = (
       writers.MetricsWriter(job.run) if self._is_chief else writers.Silent()
     )
@@ -363,8 +362,7 @@ class _Training:
     try:
       self._catch_up()
       if not self._stops_early():
-        with _graph_optimization(not self._runs_as_traced):
-          self._loop(progress)
+        self._loop(progress)
       self._job.started()  # If there was no step left.
       if self._is_chief:
         detail = "; ".join(t for t in (self._restore_best(), *self._test()) if t)
@@ -484,7 +482,7 @@ class _Training:
   def _validate(self, step: int) -> None:
     if self._validation is None:
       return
-    with self._state.evaluated(), _graph_optimization(True):
+    with self._state.evaluated():
       values, pictures = self._validation.run(int(self._options.num_images_to_log))
     self._writer.scalars(step, values, split="val")
     every = int(self._options.log_images_every_evals)
@@ -540,22 +538,6 @@ class _Training:
       self._writer.scalars(step, values, split="test")
     _LOG.info("Test on %s: %s", self._config.test_data_config.dataset, _text(values))
     yield f"test: {_text(values)}"
-
-
-@contextlib.contextmanager
-def _graph_optimization(is_on: bool) -> Iterator[None]:
-  """Within, whether TensorFlow rewrites a graph before it runs for the first time.
-
-  On a CPU a training step is as fast without (docs/results.md, "The table of speeds, filled"), and
-  begins half a second to a second earlier. On a GPU the rewriting chooses layouts.
-  """
-  name = "disable_meta_optimizer"
-  before = tf.config.optimizer.get_experimental_options().get(name, False)
-  tf.config.optimizer.set_experimental_options({name: not is_on})
-  try:
-    yield
-  finally:
-    tf.config.optimizer.set_experimental_options({name: before})
 
 
 def _build(config: Any, build: BuildCodec) -> TrainableCodec:
