@@ -304,11 +304,12 @@ class _Convolution(Layer, abc.ABC):
     """The gradient of `_run` with respect to x, given that with respect to its output."""
 
   def _convolve(self, x: tf.Tensor, kernel: tf.Tensor, origin: int) -> tf.Tensor:
-    """`_run`, and where TensorFlow's gradient of the kernel is slow, a faster one."""
+    """`_run`, and where a CPU's gradient of the kernel is slow, a faster one."""
     taps = -(-self.kernel_size // self.stride)
     is_wide = isinstance(x.shape[2], int) and x.shape[2] >= _WIDE
     if (
-      (self.stride == 1 and (self.kernel_size == 1 or not is_wide))
+      tf.config.list_physical_devices("GPU")  # Not measured there.
+      or (self.stride == 1 and (self.kernel_size == 1 or not is_wide))
       or min(self.in_channels, self.out_channels) < _MANY_CHANNELS
       or self.kernel_size < self.stride
       or origin > self.stride * (taps - 1)

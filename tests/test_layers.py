@@ -364,6 +364,22 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_formula(
   _assert_close(compiled, _run(plain, x, variables))
 
 
+def test_a_gpu_has_the_gradients_that_tensorflow_has_for_it(monkeypatch):
+  layer = Conv2D(64, 64, 5, 2)
+
+  def number_of_gradients():
+    @tf.function
+    def run(x):
+      return _run(layer, x, [layer.kernel])
+
+    graph = run.get_concrete_function(tf.TensorSpec([1, 8, 8, 64])).graph
+    return sum(o.type == "Conv2DBackpropFilter" for o in graph.get_operations())
+
+  assert number_of_gradients() > 1
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+  assert number_of_gradients() == 1
+
+
 @settings(max_examples=25, deadline=None)
 @given(
   transposed=st.booleans(),
