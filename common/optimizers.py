@@ -43,7 +43,7 @@ def clip_by_global_norm(
   """
   norm = tf.linalg.global_norm(gradients)
   scale = clip_norm * tf.minimum(1.0 / norm, tf.constant(1.0) / clip_norm)
-  scale = tf.where(tf.math.is_finite(norm), scale, np.nan)
+  scale *= (norm + 1.0) / (norm + 1.0)  # 1, or NaN. (`numerics` would stop at a constant NaN.)
   return [g if g is None else g * scale for g in gradients], norm
 
 

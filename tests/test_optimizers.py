@@ -26,12 +26,14 @@ def _steps(optimizer, variables, number=7):
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, np.inf, np.nan])
-def test_clipping_is_that_of_tensorflow(size):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_clipping_is_that_of_tensorflow(compiled, size):
   random = np.random.default_rng(2)
   gradients = [tf.constant(random.normal(0, 0.1, s), tf.float32) for s in ([3, 3, 2], [5], [])]
   gradients = [gradients[0] * size, None, *gradients[1:]]
   expected, expected_norm = tf.clip_by_global_norm(gradients, 0.7)
-  got, norm = optimizers.clip_by_global_norm(gradients, 0.7)
+  run = optimizers.clip_by_global_norm
+  got, norm = (tf.function(run) if compiled else run)(gradients, 0.7)
   np.testing.assert_array_equal(norm, expected_norm)
   assert got[1] is None
   for one, other in zip(got, expected):
