@@ -22,7 +22,11 @@ CODECS = {**FAMILIES, "factorized vae": "factorized/configs/bls2017_vae.py:tiny"
 # Those whose files are somebody else's format: tests/test_ljpeg.py has the rest of their promises.
 FOREIGN = {"ljpeg": "ljpeg/configs/ljpeg.py:tiny"}
 
-SIZES = [(1, 1), (7, 5), (16, 16), (17, 33), (1, 40), (61, 45)]
+SIZES = [
+  (1, 1),
+  (17, 33),
+  *(pytest.param(s, marks=pytest.mark.slow) for s in [(7, 5), (16, 16), (1, 40), (61, 45)]),
+]
 
 
 @pytest.fixture(scope="module", params=list(CODECS))

@@ -141,7 +141,7 @@ def _stack(name):
 
 
 @pytest.mark.parametrize("name", STACKS)
-@pytest.mark.parametrize("size", [(1, 1), (3, 5)], ids=str)
+@pytest.mark.parametrize("size", [pytest.param((1, 1), marks=pytest.mark.slow), (3, 5)], ids=str)
 def test_the_integers_are_those_of_plain_arithmetic(name, size):
   layers, transform, arrays = _stack(name)
   x = _integers([2, *size, 3])
@@ -323,6 +323,7 @@ def test_layers_so_wide_that_parts_have_large_sums_run_in_floats(channels, in_by
     assert transform._layers[1].runs_in_bytes() == in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_bytes_and_floats_give_the_same(name, monkeypatch):
   layers, transform, arrays = _stack(name)

@@ -335,6 +335,7 @@ def test_a_run_killed_in_the_middle_of_a_batch_ends_as_if_it_had_not_been(
   assert len(json.loads(result.read_text())["records"]) == 5
 
 
+@pytest.mark.slow
 def test_a_restart_skips_finished_images(optimised, trained_run, odd_pictures, monkeypatch):
   folder, run = optimised
   monkeypatch.setattr(configs, "RESULTS_DIR", folder / "results")

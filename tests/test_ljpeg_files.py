@@ -292,6 +292,7 @@ def some_rates(random):
   return rdo.rates(*histograms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_the_ac_search_finds_what_trying_everything_finds(seed):
   random = np.random.default_rng(seed)
@@ -329,6 +330,7 @@ def test_the_ac_search_finds_what_trying_everything_finds(seed):
     assert np.all((got == 0) | (np.sign(got) == np.sign(row)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_the_dc_search_finds_what_trying_everything_finds(seed):
   random = np.random.default_rng(seed)

@@ -630,6 +630,7 @@ def test_exact_coding_rounds_latents_as_float_coding_nearly_always(brief):
 # --- Configs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_have_the_published_values(name):
   config = _config(f"{name}.py")

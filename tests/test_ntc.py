@@ -138,6 +138,7 @@ def _files(folder):
 # There and back
 
 
+@pytest.mark.slow
 @of_both_families
 def test_a_picture_there_and_back_by_a_run(command, photo, run, tmp_path, codec):
   file, back = tmp_path / "photo.ntc", tmp_path / "back.png"
@@ -331,6 +332,7 @@ def test_another_familys_file_is_refused(command, photo, models, run, tmp_path):
   assert "../os model" in command.fails(1, "decompress", file, tmp_path / "x.png")
 
 
+@pytest.mark.slow
 @of_both_families
 def test_the_other_familys_model_is_refused_for_a_file(command, made, family, photo, tmp_path):
   other = {"factorized": "mshyper", "mshyper": "factorized"}[family]

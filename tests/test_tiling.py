@@ -109,15 +109,8 @@ def build(name, variant=None):
   return codec
 
 
-# The first few in the fast suite: a hyperprior, and a codec without a container.
-@pytest.mark.parametrize(
-  "name",
-  [
-    n if n in ("ljpeg 4:2:0",) else pytest.param(n, marks=pytest.mark.slow)
-    for n in CODECS
-    if n != "ljpeg searched"
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in CODECS if n != "ljpeg searched"])
 def test_tiles_give_what_the_whole_picture_gives(name, monkeypatch):
   codec = build(name)
   image = picture(331, 437)

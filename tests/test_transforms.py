@@ -59,6 +59,7 @@ def _variables(layers):
   return variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_filters", [8, pytest.param(256, marks=pytest.mark.slow)])
 def test_bls2017_equals_that_of_tensorflow_compression(num_filters):
   rng = np.random.default_rng(0)

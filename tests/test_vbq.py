@@ -648,6 +648,7 @@ def test_another_calibration_has_files_and_curves_of_its_own(
   assert _codec(own).fingerprint == fingerprint
 
 
+@pytest.mark.slow
 def test_the_log_says_which_quantizer_a_run_codes_with(
   run, evaluated, odd_pictures, tmp_path, caplog
 ):
@@ -778,6 +779,7 @@ def test_a_smaller_lambda_is_nearer_and_larger_and_the_decoder_needs_no_rate(run
   assert sizes[0] <= sizes[1] <= sizes[2] and errors[0] >= errors[1] >= errors[2]
 
 
+@pytest.mark.slow
 def test_rates_are_checked(run, evaluated):
   codec = _codec(run)
   assert codec.num_rates == 16 and codec.coder.settings[codec.rate_index] == 0.5
