@@ -1,5 +1,6 @@
 """Fixtures that several tests share: small pictures, and one small trained run a family."""
 
+import gc
 import importlib
 import os
 import pathlib
@@ -15,6 +16,10 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# What imports and collection make stays: to look for garbage in it takes a third of their time, and
+# some of each test's later on.
+gc.disable()
 
 # A machine that is busy, or collects garbage, draws slowly: no defect of a test.
 hypothesis.settings.register_profile(
@@ -36,6 +41,12 @@ def pytest_collection_modifyitems(items):
   """A file's tests go to one worker, so that its fixtures are made once."""
   for item in items:
     item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
+
+
+def pytest_collection_finish():
+  """See above."""
+  gc.freeze()
+  gc.enable()
 
 
 def picture(height, width, seed=0):
