@@ -3,7 +3,7 @@
   python -m benchmarks.scale [--config factorized/configs/bls2017.py ...]
 
 For each full config, without training: FLOPs of a step (3 x forward of the transforms), operations
-in the step's graph that compute something, bytes of a checkpoint, of a record of scalars in
+that compute something in the graph that a GPU gets, bytes of a checkpoint, of a record of scalars in
 metrics.jsonl and in TensorBoard's events, and of the pictures that a validation adds (pairs as PNG
 and in the events). Bytes depend neither on the machine nor on what else it does. About 20 seconds a
 config.
@@ -16,6 +16,7 @@ import importlib
 import pathlib
 import tempfile
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def _size(folder: pathlib.Path) -> int:
 
 def measure(path: str, folder: pathlib.Path, crops: np.ndarray) -> dict[str, float]:
   """The figures of one config by name; `folder` is empty."""
-  from common import checkpoints, profiling, train_lib, writers
+  from common import checkpoints, layers, profiling, train_lib, writers
 
   config = hyper.load(path).get_config()
   family = pathlib.Path(path).parent.parent.name
@@ -47,7 +48,8 @@ def measure(path: str, folder: pathlib.Path, crops: np.ndarray) -> dict[str, flo
     importlib.import_module(f"{family}.codec").build(config.model_config)
   )
   step = train_lib.make_train_step(state, config)
-  graph = step.get_concrete_function(crops, np.int32(0), np.float32(0), np.float32(0)).graph
+  with mock.patch.object(layers, "_on_cpu", return_value=False):  # The graph that a GPU gets.
+    graph = step.get_concrete_function(crops, np.int32(0), np.float32(0), np.float32(0)).graph
   costs = profiling.profile_stages(state.codec.stages()).values()
   figures: dict[str, float] = {
     "GFLOP a step": 3 * crops[..., 0].size * sum(c.flops_per_pixel for c in costs) / 1e9,

@@ -279,6 +279,8 @@ class TrainableCodec(Codec, tf.Module):
   def calibrate(self, x: tf.Tensor) -> None:
     """Fits initial values to data, once, before the first step; by default nothing.
 
+    Called where `calibration_images` is not 0: a codec that has one sets the other.
+
     `x`: [B, H, W, 3] float32 in 0..255, training crops.
     """
 

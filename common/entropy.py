@@ -4,6 +4,7 @@ The range coder is tensorflow_compression's. Its tables are built here, in float
 instead of 12: the quantized probabilities then cost below 0.1% over the likelihoods.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -253,15 +254,19 @@ def _in_threads(function: Callable[[_T], _U], arguments: Sequence[_T]) -> list[_
   waiting = iter(range(len(arguments)))  # Shared: each is given out once.
 
   def work() -> None:
-    for index in waiting:
-      found[index] = function(arguments[index])
+    try:
+      for index in waiting:
+        found[index] = function(arguments[index])
+    finally:  # After an error nothing more is given out.
+      collections.deque(waiting, maxlen=0)
 
   others = [_pool(threads - 1).submit(work) for _ in range(helpers)]
   try:
     work()
-  finally:
-    futures.wait(others)
-  for other in others:
+  finally:  # What has not begun by now has nothing to do.
+    begun = [other for other in others if not other.cancel()]
+    futures.wait(begun)
+  for other in begun:
     other.result()
   return [found[index] for index in range(len(arguments))]
 

@@ -25,7 +25,8 @@ with oneDNN; `python -m benchmarks.train_step` compares with the plain layers):
   slow.
 - A transform whose paddings would be SAME if the picture were mirrored runs on a mirrored picture,
   with mirrored kernels: 3% of a step of mbt2018 and bls2017, whose 5x5 kernels of stride 2 begin
-  two samples before each block where SAME begins one.
+  two samples before each block where SAME begins one. In training, that is: where sizes are open
+  when a graph is made, as in coding, it runs as it is.
 - For a transposed convolution from many channels to few, as to an image, the fast path
   wastes its vectors, and the fallback (a matrix product, then additions) takes half the
   time.
@@ -83,6 +84,12 @@ def _claim(weights: int) -> None:
 KernelInitializer = Union[None, np.ndarray, tf.Tensor, Callable[[tuple[int, ...]], np.ndarray]]
 Activation = Union[None, str, Callable[[tf.Tensor], tf.Tensor]]
 Dimension = Union[int, tf.Tensor]  # Known, or a scalar.
+
+
+def _on_cpu() -> bool:
+  """Whether layers run where they were measured; a GPU gets TensorFlow's plain operations."""
+  return not tf.config.list_physical_devices("GPU")
+
 
 _LEAK = 0.2  # The slope below zero, tf.nn.leaky_relu's default.
 
@@ -308,7 +315,7 @@ class _Convolution(Layer, abc.ABC):
     taps = -(-self.kernel_size // self.stride)
     is_wide = isinstance(x.shape[2], int) and x.shape[2] >= _WIDE
     if (
-      tf.config.list_physical_devices("GPU")  # Not measured there.
+      not _on_cpu()
       or (self.stride == 1 and (self.kernel_size == 1 or not is_wide))
       or min(self.in_channels, self.out_channels) < _MANY_CHANNELS
       or self.kernel_size < self.stride
@@ -588,7 +595,7 @@ def _kernel_gradient(
     # The taps i, i + stride, ... below kernel_size, and j, j + stride, ...
     i, j = divmod(place, stride)
     here = [-(-(kernel_size - i) // stride), -(-(kernel_size - j) // stride)]
-    gradient = tf.add_n([
+    gradient = _sum([
       tf.raw_ops.Conv2DBackpropFilter(
         input=tf.slice(
           of_place, [0, 0, at, 0], [batch, rows + here[0] - 1, size + here[1] - 1, channels]
@@ -606,6 +613,13 @@ def _kernel_gradient(
   kernel = tf.transpose(tf.reshape(tf.stack(gradients), sides), [2, 0, 3, 1, 4, 5])
   kernel = tf.reshape(kernel, [taps * stride, taps * stride, channels, coarse.shape[3]])
   return kernel[:kernel_size, :kernel_size]
+
+
+def _sum(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+  """Of one type, added in float32."""
+  if len(parts) == 1:
+    return parts[0]
+  return tf.cast(tf.add_n([precision.widened(part) for part in parts]), parts[0].dtype)
 
 
 def _in_parts(columns: Dimension) -> list[tuple[Dimension, Dimension]]:
@@ -869,7 +883,7 @@ class Sequential(Layer):
     The last layer of a transform is never in 16 bits: latents and pixels need their integers.
     """
     height, width = x.shape[1], x.shape[2]
-    if height is None or width is None:
+    if height is None or width is None or not _on_cpu():
       return self._call(x, self.layers)
     mirrors = height * width * self.in_channels
     mirrors += math.prod(self.output_size(height, width)) * self.out_channels

@@ -509,20 +509,22 @@ def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
   return [] if a == b else [prefix]
 
 
-def _packages() -> Iterator[tuple[str, str]]:
-  """Names and versions of the installed packages.
+def _packages() -> dict[str, str]:
+  """Names and versions of the installed packages; of two of one name the one that is imported.
 
   By a look at the first lines of their records: `Distribution.metadata` reads whole ones, a tenth
   of a second for those of a training.
   """
   from importlib import metadata
 
+  found: dict[str, str] = {}
   for distribution in metadata.distributions():
     text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     head = text.split("\n\n", 1)[0]
     name, version = (re.search(f"^{key}: *(.+?) *$", head, re.M) for key in ("Name", "Version"))
     if name is not None and version is not None:
-      yield name.group(1), version.group(1)
+      found.setdefault(name.group(1), version.group(1))
+  return dict(sorted(found.items()))
 
 
 def environment() -> dict[str, Any]:
@@ -535,7 +537,7 @@ def environment() -> dict[str, Any]:
     "cpu": _cpu_name(),
     "num_cpus": os.cpu_count(),
     "python": platform.python_version(),
-    "packages": dict(sorted(_packages())),
+    "packages": _packages(),
     "cwd": str(pathlib.Path.cwd()),
     **git_state(configs.PROJECT_DIR),
   }

@@ -469,6 +469,7 @@ class _Training:
       if found:
         self._mark_if_best(start, found[-1]["loss"])
       else:
+        self._job.started()
         self._validate(start)
 
   def _save(self, step: int) -> None:

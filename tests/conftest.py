@@ -19,7 +19,8 @@ from PIL import Image
 
 # What imports and collection make stays: to look for garbage in it takes a third of their time, and
 # some of each test's later on.
-gc.disable()
+if "PYTEST_XDIST_WORKER" in os.environ:  # The process that hands them out collects nothing.
+  gc.disable()
 
 # A machine that is busy, or collects garbage, draws slowly: no defect of a test.
 hypothesis.settings.register_profile(

@@ -142,6 +142,15 @@ def test_symbols_whose_rows_are_sure_come_back_and_cost_nothing_where_they_are_z
   np.testing.assert_array_equal(entropy.decode(tables, section, rows.shape, rows), symbols)
 
 
+def test_threads_may_ask_for_threads(monkeypatch):
+  monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
+
+  def inner(number):
+    return entropy._in_threads(lambda n: 10 * number + n, range(3))
+
+  assert entropy._in_threads(inner, range(4)) == [[10 * n + i for i in range(3)] for n in range(4)]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_an_error_in_any_stream_is_that_of_the_section(normal, monkeypatch, threads):
   """Whichever thread meets it; the next call finds the threads at work."""

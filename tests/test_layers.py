@@ -9,6 +9,8 @@ import tensorflow_compression as tfc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import layers as layers_lib
+from common import precision
 from common.layers import (
   GDN,
   Conv2D,
@@ -364,20 +366,53 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_formula(
   _assert_close(compiled, _run(plain, x, variables))
 
 
-def test_a_gpu_has_the_gradients_that_tensorflow_has_for_it(monkeypatch):
-  layer = Conv2D(64, 64, 5, 2)
+def test_a_gpu_has_tensorflows_plain_operations(monkeypatch):
+  model = Sequential([Conv2D(3, 64, 5, 2), Conv2D(64, 64, 5, 2)])
 
-  def number_of_gradients():
+  def numbers():
     @tf.function
     def run(x):
-      return _run(layer, x, [layer.kernel])
+      return _run(model, x, model.trainable_variables)
 
-    graph = run.get_concrete_function(tf.TensorSpec([1, 8, 8, 64])).graph
-    return sum(o.type == "Conv2DBackpropFilter" for o in graph.get_operations())
+    graph = run.get_concrete_function(tf.TensorSpec([1, 32, 32, 3])).graph
+    types = [o.type for o in graph.get_operations()]
+    return types.count("Conv2DBackpropFilter"), types.count("ReverseV2")
 
-  assert number_of_gradients() > 1
+  gradients, mirrors = numbers()
+  assert gradients > 2 and mirrors > 0
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
-  assert number_of_gradients() == 1
+  assert numbers() == (2, 0)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_parts_of_a_kernels_gradient_are_added_in_32_bits(policy):
+  """Of 16 bits: as near to the float32 gradient as that of one part."""
+  layer = Conv2D(64, 64, 3, 1)
+  x = tf.constant(_array(0, 1, 2, 192, 64))
+  exact = _run(layer, x, [layer.kernel])[2].numpy()
+
+  def error():
+    with precision.computing_in(policy):
+      got = _run(layer, x, [layer.kernel])[2].numpy()
+    return np.sqrt(np.mean(np.square(got - exact)) / np.mean(np.square(exact)))
+
+  in_parts = error()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(layers_lib, "_COLUMNS", 1000)
+    whole = error()
+  assert in_parts <= 1.25 * whole
+
+
+def test_a_transform_whose_mirrors_cost_more_than_they_spare_runs_as_it_is():
+  last = Conv2D(64, 64, 5, 2)
+  for model, is_mirrored in (
+    (Sequential([last]), False),
+    (Sequential([Conv2D(3, 64, 5, 2), last]), True),
+  ):
+    assert model.mirroring_gains(32, 32) > 0
+    spec = tf.TensorSpec([1, 32, 32, model.in_channels])
+    run = tf.function(model).get_concrete_function(spec)
+    assert any(o.type == "ReverseV2" for o in run.graph.get_operations()) == is_mirrored
 
 
 @settings(max_examples=25, deadline=None)
@@ -418,6 +453,8 @@ def test_a_transform_runs_mirrored_where_that_spares_copies(transposed, inner, m
     Sequential([convolution(64, 65, 5, 2, origin=inner), Pointwise(65, "leaky_relu")]),
     convolution(65, 64, 5, 2, origin=inner, use_bias=False),
   ]
+  if transposed:  # To a picture, which has its own way.
+    layers.append(Conv2DTranspose(64, 3, 5, 2, origin=inner))
   model = Sequential(layers)
   calls = []
   run = Conv2D._run if not transposed else Conv2DTranspose._run
@@ -427,14 +464,14 @@ def test_a_transform_runs_mirrored_where_that_spares_copies(transposed, inner, m
   )  # fmt: skip
 
   def plain(x):
-    for layer in [*layers[:2], *layers[2].layers, layers[3]]:
+    for layer in [*layers[:2], *layers[2].layers, *layers[3:]]:
       x = layer(x)
     return x
 
   variables = model.trainable_variables
   x = tf.constant(_array(3, 2, *((2, 3) if transposed else (16, 8)), 3))
   got = _run(model, x, variables)
-  assert calls == [1, 1, 1]
+  assert calls[:3] == [1, 1, 1]
   _assert_close(got, _run(plain, x, variables))
   calls.clear()
   if not transposed:

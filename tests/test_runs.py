@@ -301,3 +301,18 @@ def test_git_state_of_a_checkout(tmp_path):
   state = runs.git_state(tmp_path, recorded=False)
   assert re.fullmatch("[0-9a-f]{40}", state["commit"])
   assert state["dirty"] is False
+
+
+def test_of_two_packages_of_one_name_the_environment_has_the_one_that_is_imported(
+  tmp_path, monkeypatch
+):
+  for folder, version in (("a", "26.9"), ("b", "26.10")):
+    info = tmp_path / folder / f"double-{version}.dist-info"
+    info.mkdir(parents=True)
+    text = f"Metadata-Version: 2.1\nName: double\nVersion: {version}\n\nName: not this\n"
+    (info / "METADATA").write_text(text)
+  for order, expected in ((("a", "b"), "26.9"), (("b", "a"), "26.10")):
+    with monkeypatch.context() as patch:
+      for folder in reversed(order):
+        patch.syspath_prepend(str(tmp_path / folder))
+      assert runs.environment()["packages"]["double"] == expected
