@@ -5,8 +5,8 @@
 For each full config, without training: FLOPs of a step (3 x forward of the transforms), operations
 that compute something in the graph that a GPU gets, bytes of a checkpoint, of a record of scalars
 in metrics.jsonl and in TensorBoard's events, and of the pictures that a validation adds (pairs as
-PNG and in the events). Bytes depend neither on the machine nor on what else it does. About 20 seconds a
-config.
+PNG and in the events). Bytes depend neither on the machine nor on what else it does. About 20
+seconds a config.
 """
 
 from __future__ import annotations
