@@ -11,12 +11,17 @@ The peer gets symbols that are made relative to their tables before the clock st
 for those outside, and calls create, encode and finalize of one range coder, which runs in one
 thread. Ours is `entropy.encode` and `entropy.decode` as files use them, with escapes, overflow and
 checks. They take turns; a symbol is one latent value.
+
+The ceiling of coding in sections at once is the peer itself, of as many equal sections as there are
+processors, each in a thread: how many times as fast that is stands beside the peer's rate.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from concurrent import futures
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import numpy as np
@@ -112,6 +117,26 @@ def peer_calls(case: Case) -> tuple[Callable[[], bytes], Callable[[bytes], Any]]
   return encode, decode
 
 
+def in_threads(
+  case: Case, number: int
+) -> tuple[Callable[[], list[bytes]], Callable[[list[bytes]], list[Any]]]:
+  """`peer_calls` of as many equal sections of the case, each in a thread."""
+  symbols = np.array_split(case.symbols.reshape(-1, case.symbols.shape[-1]), number)
+  chosen: list[Any] = [None] * number
+  if case.rows is not None:
+    chosen = np.array_split(case.rows.reshape(-1, case.rows.shape[-1]), number)
+  calls = [peer_calls(case._replace(symbols=s, rows=r)) for s, r in zip(symbols, chosen)]
+  pool = futures.ThreadPoolExecutor(number)
+
+  def encode() -> list[bytes]:
+    return list(pool.map(lambda call: call[0](), calls))
+
+  def decode(data: list[bytes]) -> list[Any]:
+    return list(pool.map(lambda call, part: call[1](part), calls, data))
+
+  return encode, decode
+
+
 def measure(
   case: Case,
   rounds: int,
@@ -122,6 +147,9 @@ def measure(
   from common import entropy
 
   peer_encode, peer_decode = peer_calls(case)
+  processors = os.cpu_count() or 1
+  encode_in_threads, decode_in_threads = in_threads(case, processors)
+  parts = encode_in_threads()
   theirs, ours = peer_encode(), entropy.encode(case.tables, case.symbols, case.rows)
   shape = case.symbols.shape
   if not np.array_equal(entropy.decode(case.tables, ours, shape, case.rows), case.symbols):
@@ -129,8 +157,10 @@ def measure(
   calls: dict[str, Callable[[], Any]] = {
     "encode": lambda: entropy.encode(case.tables, case.symbols, case.rows),
     "tfc encode": peer_encode,
+    "all encode": encode_in_threads,
     "decode": lambda: entropy.decode(case.tables, ours, shape, case.rows),
     "tfc decode": lambda: peer_decode(theirs),
+    "all decode": lambda: decode_in_threads(parts),
   }
   millions = case.symbols.size / 1e6
   rates: dict[str, list[float]] = {name: [] for name in calls}  # Msymbol/s.
@@ -147,9 +177,13 @@ def measure(
   )
   figures = []
   for name in ("encode", "decode"):
-    ratio = statistics.median(a / b for a, b in zip(rates[name], rates[f"tfc {name}"]))
+    ratio, ceiling_ratio = (
+      statistics.median(a / b for a, b in zip(rates[of], rates[f"tfc {name}"]))
+      for of in (name, f"all {name}")
+    )
     label = f"{name}, {case.label}"
     against = f"tfc, one thread, {rows.spread(rates[f'tfc {name}'])}"
+    against += f"; it alone, {processors} threads, {ceiling_ratio:.2f} x"
     figures.append(rows.Figure(6, label, rates[name], "Msymbol/s", against, ratio, _FASTER))
   decode = rates["decode"]
   share = statistics.median(decode) / _DECODE_RATE

@@ -7,6 +7,8 @@ Each config's full-size model, untrained, in a process of its own; the photograp
 """
 
 import importlib
+import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -53,7 +55,19 @@ def measure_here(config: str, height: int, width: int) -> tuple[float, float]:
     _, image = eval_lib.sample_image((height, width))
     eval_lib.record(codec, "sample", image, "bitstream")
   seconds = time.perf_counter() - began
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), seconds
+  return peak() / (1 << 30), seconds
+
+
+def peak() -> int:
+  """Bytes of memory that this process had at most. ru_maxrss would count its parent's as well,
+  from before the program began."""
+  try:
+    found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+  except OSError:
+    found = None
+  if found is not None:
+    return int(found.group(1)) << 10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def main() -> None:

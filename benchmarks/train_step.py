@@ -2,17 +2,19 @@
 
   python -m benchmarks.train_step                       (the five full configs)
   python -m benchmarks.train_step --config mshyper/configs/mbt2018.py mshyper/configs/jpegl.py
-  python -m benchmarks.train_step --config factorized/configs/bls2017.py --plain
+  python -m benchmarks.train_step --config factorized/configs/bls2017.py --kernels variable
 
 Runs in turn, in one process: the step that `train` runs for each config (transforms, priors,
-gradients, clipping, Adam) and a large matrix product (the ceiling); with --plain also the same
-model made of tensorflow_compression's `SignalConv2D`, `GDN` and entropy model. A step's FLOPs are
-3 x those of the transforms' forward pass; what the priors and Adam cost comes on top. A minute or
-two a config.
+gradients, clipping, Adam), a large matrix product (the ceiling), and for bls2017 and mbt2018 the
+same model of tensorflow_compression's layers and entropy models (benchmarks/plain.py). A step's
+FLOPs are 3 x those of the transforms' forward pass; what the priors and Adam cost comes on top. A
+minute or two a config.
 
-Beside it stands the step of the code that shallow-ntc's authors published (SEED_SECONDS): not run
-here, but measured on a machine whose float32 matrix product ran at 205 GFLOP/s. Its seconds are
-scaled by that rate over the rate of this run, as if all of it ran at the speed of matrix products.
+The code that shallow-ntc's authors published is not run here. For bls2017 and mbt2018 those layers
+stand in for it: with their defaults they take as long as was measured of that code (SEED_SECONDS).
+For the other three those seconds themselves stand beside ours. They come from a machine whose
+float32 matrix product ran at 205 GFLOP/s, and are scaled by that rate over the rate of this run, as
+if all of it ran at the speed of matrix products.
 """
 
 from __future__ import annotations
@@ -21,15 +23,12 @@ import importlib
 import pathlib
 import statistics
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import numpy as np
 
-from benchmarks import ceilings, rows
+from benchmarks import ceilings, plain, rows
 from common import hyper
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 # The published code's seconds a step (mbt2018 took 6.0 to 7.2), what each row asks, and the rate of
 # matrix products on that machine.
@@ -58,70 +57,16 @@ def make_step(family: str, config: Any, crops: np.ndarray) -> tuple[Callable[[],
   return lambda: float(step(crops, *arguments)["loss"]), 3 * per_pixel * crops[..., 0].size
 
 
-def make_plain_step(config: Any, crops: np.ndarray) -> Callable[[], float]:
-  """The same model and objective of tensorflow_compression's layers and entropy model."""
-  import tensorflow as tf
-  import tensorflow_compression as tfc
-
-  model = config.model_config
-  filters, latents = model.analysis.num_filters, model.analysis.output_channels
-  conv: dict[str, Any] = dict(padding="same_zeros", kernel_parameter="variable")
-
-  def down(channels: int, kernel_size: int, stride: int, use_bias: bool = True):
-    return tfc.SignalConv2D(
-      channels, kernel_size, corr=True, strides_down=stride, use_bias=use_bias, **conv
-    )
-
-  def up(channels: int, kernel_size: int, stride: int):
-    return tfc.SignalConv2D(
-      channels, kernel_size, corr=False, strides_up=stride, use_bias=True, **conv
-    )
-
-  analysis = tf.keras.Sequential(
-    [down(filters, 9, 4), tfc.GDN(), down(filters, 5, 2), tfc.GDN(), down(latents, 5, 2, False)]
-  )
-  synthesis = tf.keras.Sequential(
-    [
-      up(filters, 5, 2),
-      tfc.GDN(inverse=True),
-      up(filters, 5, 2),
-      tfc.GDN(inverse=True),
-      up(3, 9, 4),
-    ]
-  )
-  analysis.build([None, None, None, 3])
-  synthesis.build([None, None, None, latents])
-  prior = tfc.NoisyDeepFactorized(batch_shape=(latents,))
-  entropy_model = tfc.ContinuousBatchedEntropyModel(prior, coding_rank=3)
-  variables = [
-    *analysis.trainable_variables,
-    *synthesis.trainable_variables,
-    *prior.trainable_variables,
-  ]
-  optimizer = tf.keras.optimizers.Adam(1e-4, jit_compile=False)
-  optimizer.build(variables)
-  pixels = crops[..., 0].size
-
-  @tf.function(autograph=False)
-  def step(crops: tf.Tensor) -> tf.Tensor:
-    x = tf.cast(crops, tf.float32)
-    with tf.GradientTape() as tape:
-      y, bits = entropy_model(analysis(x / 255.0 - 0.5), training=True)
-      x_hat = (synthesis(y) + 0.5) * 255.0
-      mse = tf.reduce_mean(tf.math.squared_difference(x, x_hat))
-      loss = tf.reduce_sum(bits) / pixels + model.rd_lambda * mse
-    gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), 1.0)
-    optimizer.apply_gradients(zip(gradients, variables))
-    return loss
-
-  return lambda: float(step(crops))
-
-
 def main() -> None:
   parser = rows.parser(__doc__)
   parser.add_argument("--config", nargs="+", default=list(SEED_SECONDS))
   parser.add_argument("--rounds", type=int, default=15, help="how often each is timed")
-  parser.add_argument("--plain", action="store_true", help="bls2017 of tfc's layers beside it")
+  parser.add_argument(
+    "--kernels",
+    choices=("rdft", "variable"),
+    default="rdft",
+    help="how tensorflow_compression's layers keep their kernels; rdft is their default",
+  )
   args = parser.parse_args()
   steps: dict[str, tuple[Callable[[], float], float]] = {}
   for path in args.config:
@@ -130,10 +75,8 @@ def main() -> None:
     crops = np.random.default_rng(0).integers(0, 256, [batch, patch, patch, 3], np.uint8)
     family = pathlib.Path(path).parent.parent.name
     steps[path] = make_step(family, config, crops)
-    if args.plain:
-      if config.model_config.analysis.name != "BLS2017Analysis":
-        parser.error(f"--plain knows BLS2017 alone, not {path}.")
-      steps[f"{path} of tfc"] = (make_plain_step(config, crops), steps[path][1])
+    if plain.is_known(config):
+      steps[f"{path} of tfc"] = (plain.make_step(config, crops, args.kernels), steps[path][1])
   matmul, copy = ceilings.make_matmul_probe(), ceilings.make_copy_probe()
 
   bandwidths: list[float] = []
@@ -165,14 +108,21 @@ def main() -> None:
     )
     rate = statistics.median(rates[label])
     against = f"{gflop:.0f} GFLOP at {rate:.0f} GFLOP/s: {gflop / rate:.3f} s"
+    if label not in args.config:
+      continue
     figures.append(rows.Figure(1, label, times, "s", against, share, _SHARE))
-    if label in SEED_SECONDS:
-      seed, asked = SEED_SECONDS[label]
+    if label not in SEED_SECONDS:
+      continue
+    seed, asked = SEED_SECONDS[label]
+    if (peer := seconds.get(f"{label} of tfc")) is not None:
+      faster = statistics.median(theirs / ours for theirs, ours in zip(peer, times))
+      scaled = f"tfc's layers ({args.kernels}): {rows.spread(peer)} s"
+    else:
       faster = statistics.median(seed * SEED_GFLOPS / p for p in products)
       scaled = (
         f"{seed} s x {SEED_GFLOPS:.0f} / {rate:.0f} GFLOP/s: {seed * SEED_GFLOPS / rate:.3f} s"
       )
-      figures.append(rows.Figure(2, label, times, "s", scaled, faster, asked))
+    figures.append(rows.Figure(2, label, times, "s", scaled, faster, asked))
   figures.sort(key=lambda figure: figure.row)
   all_rates = [rate for values in rates.values() for rate in values]
   rows.report(figures, {rows.MATMUL: all_rates, rows.COPY: bandwidths}, args.json)

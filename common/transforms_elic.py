@@ -12,7 +12,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from common.layers import Conv2D, Conv2DTranspose, Layer, Sequential, same_origin
+from common.layers import Conv2D, Conv2DTranspose, Layer, Sequential, same_origin, traced_once
 
 
 class ResidualBottleneck(Layer):
@@ -38,7 +38,15 @@ class ResidualBottleneck(Layer):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,channels]. Returns the same shape."""
-    return x + self.branch(x)
+    weights = [convolution.weights() for convolution in self.branch.layers]
+    return traced_once((type(self), self.in_channels), self._run, x, weights)
+
+  def _run(self, x: tf.Tensor, weights: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+    """The block with other weights than its own."""
+    y = x
+    for convolution, own in zip(self.branch.layers, weights):
+      y = convolution.run(y, *own)
+    return x + y
 
   def needs(self, first: int, last: int) -> tuple[int, int]:
     """See `Layer`: what the branch needs; x itself lies within."""

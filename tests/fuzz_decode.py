@@ -17,8 +17,6 @@ import functools
 import io
 import json
 import pathlib
-import re
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from benchmarks import memory
 from common import artefacts, bitstream, entropy, rd
 from common.artefacts import ArtefactError
 from common.bitstream import BitstreamError
@@ -721,17 +720,6 @@ def table(tallies: dict[str, Tally]) -> str:
   return "\n".join(lines)
 
 
-def _peak_memory() -> int:
-  """Bytes that this program had at most. Of what started it, ru_maxrss would know as well."""
-  try:
-    found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-  except OSError:
-    found = None
-  if found is not None:
-    return int(found.group(1)) << 10
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
 def main(argv: Optional[list[str]] = None) -> int:
   """The command line; returns 1 if a promise was broken."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -752,7 +740,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     f: run(f, args.number // len(families), args.seed, args.first, args.seconds) for f in families
   }
   print(table(tallies))
-  peak = _peak_memory() / 2**30
+  peak = memory.peak() / 2**30
   for family, tally in tallies.items():
     print(f"{family}: slowest {1000 * tally.slowest:.0f} ms")
     for failure in tally.failures[:20]:

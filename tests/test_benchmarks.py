@@ -1,5 +1,6 @@
 """The benchmarks' command lines, and the table of their figures; nothing is measured here."""
 
+import importlib
 import json
 import pathlib
 import subprocess
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import half_hour, rows, table
-from common import data, results
+from benchmarks import half_hour, plain, rows, table, train_step
+from common import data, hyper, results
 from tests.conftest import picture
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -78,6 +79,29 @@ def test_the_table_goes_on_after_a_failure(monkeypatch, capsys):
   out = capsys.readouterr().out
   assert "0.200 (0.100 to 0.300) s" in out and "| yes |" in out
   assert "Rows 6: benchmarks.coding failed." in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family,config", [("factorized", "bls2017"), ("mshyper", "mbt2018")])
+def test_the_plain_model_of_the_train_step_is_the_same(family, config, monkeypatch):
+  """As many weights as ours, and from random ones a loss of the same size."""
+  config = hyper.load(f"{family}/configs/{config}.py:tiny").get_config()
+  config.model_config.init = "random"
+  crops = np.stack([picture(64, 64, seed) for seed in range(2)])
+  ours, _ = train_step.make_step(family, config, crops)
+  counts = []
+  trained = plain._trained
+  monkeypatch.setattr(plain, "_trained", lambda *parts: counts.append(trained(*parts)) or counts[0])
+  theirs = plain.make_step(config, crops, "variable")
+  codec = importlib.import_module(f"{family}.codec").build(config.model_config)
+  assert sum(map(np.size, counts[0])) == sum(map(np.size, codec.trainable_variables))
+  assert 0.25 < theirs() / ours() < 4.0
+  losses = [theirs() for _ in range(20)]
+  assert losses[-1] < losses[0]
+
+  config.model_config.analysis.name = "CNNAnalysis"
+  with pytest.raises(ValueError, match="CNNAnalysis"):
+    plain.make_step(config, crops)
 
 
 # The half hour beside CompressAI's trainer

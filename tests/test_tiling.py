@@ -1,6 +1,8 @@
 """Tiles: what a transform needs is exact, and large pictures come out as whole ones do."""
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -189,6 +191,15 @@ def test_metrics_are_exact_whatever_the_strips(monkeypatch):
   assert before == np.mean((a.astype(np.float64) - b) ** 2)
   monkeypatch.setattr(metrics, "_ROWS_PIXELS", 1000)
   assert metrics.mse(a, b) == before
+
+
+def test_the_peak_of_memory_is_the_programs_own():
+  """Not that of the process that started it, which ru_maxrss counts as well."""
+  child = "from benchmarks import memory; print(memory.peak())"
+  code = "import subprocess, sys; a = bytearray(2**29); "
+  code += f"subprocess.run([sys.executable, '-c', {child!r}])"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert 2**20 < int(done.stdout) < 2**28
 
 
 @pytest.mark.slow
