@@ -37,11 +37,20 @@ _TOGETHER = {
   "test_slurm_training": "slurm",
 }
 
+# What takes minutes begins first, so that no worker is left alone with it.
+_LONG = ("slurm", "test_tiling", "test_mshyper", "test_faults", "test_distribution")
 
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the marks.
 def pytest_collection_modifyitems(items):
   """A file's tests go to one worker, so that its fixtures are made once."""
   for item in items:
-    item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+  items.sort(key=lambda item: _LONG.index(_group(item)) if _group(item) in _LONG else len(_LONG))
+
+
+def _group(item):
+  return _TOGETHER.get(item.path.stem, item.path.stem)
 
 
 def pytest_collection_finish():

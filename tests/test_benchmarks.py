@@ -86,7 +86,7 @@ def test_the_table_goes_on_after_a_failure(monkeypatch, capsys):
 def test_the_plain_model_of_the_train_step_is_the_same(family, config, monkeypatch):
   """As many weights as ours, and from random ones a loss of the same size."""
   config = hyper.load(f"{family}/configs/{config}.py:tiny").get_config()
-  config.model_config.init = "random"
+  config.model_config.init, config.optimizer_config.learning_rate = "random", 1e-4
   crops = np.stack([picture(64, 64, seed) for seed in range(2)])
   ours, _ = train_step.make_step(family, config, crops)
   counts = []
@@ -96,8 +96,6 @@ def test_the_plain_model_of_the_train_step_is_the_same(family, config, monkeypat
   codec = importlib.import_module(f"{family}.codec").build(config.model_config)
   assert sum(map(np.size, counts[0])) == sum(map(np.size, codec.trainable_variables))
   assert 0.25 < theirs() / ours() < 4.0
-  losses = [theirs() for _ in range(20)]
-  assert losses[-1] < losses[0]
 
   config.model_config.analysis.name = "CNNAnalysis"
   with pytest.raises(ValueError, match="CNNAnalysis"):

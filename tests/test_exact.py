@@ -259,7 +259,7 @@ def _mutable():
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
   seed=st.integers(0, 2**32 - 1),
   magnitudes=st.tuples(*[st.floats(-12, 9)] * 2),

@@ -120,3 +120,10 @@ def test_tracked_files_name_no_registry_host_and_no_machine_path():
       text = path.read_text()
       assert not any(w in text for w in words), name
   assert os.access(ROOT / "launch.py", os.X_OK) and os.access(ROOT / "launch_eval.py", os.X_OK)
+
+
+def test_a_files_tests_go_to_one_worker(request):
+  """Or fixtures of whole trainings are made once in each, and two Slurm clusters run at a time."""
+  if "PYTEST_XDIST_WORKER" not in os.environ:
+    pytest.skip("no workers")
+  assert request.node.nodeid.endswith("@test_setup")
