@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 # Of the Gaussian conditional: scales, their bounds, and how many.
 _SCALE_MIN, _SCALE_MAX, _NUM_SCALES = 0.11, 256.0, 64
 
+_TRANSFORMS = ("analysis", "synthesis", "hyper_analysis", "hyper_synthesis")
+_BLS2017 = ["BLS2017Analysis", "BLS2017Synthesis"]
+_MBT2018 = ["MBT2018Analysis", "MBT2018Synthesis", "HyperAnalysis", "HyperSynthesis"]
+
 _Losses = Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
 
 
 def is_known(config: Any) -> bool:
   """Whether `make_step` knows the config's model."""
-  return config.model_config.analysis.name in ("BLS2017Analysis", "MBT2018Analysis")
+  model = config.model_config
+  transforms = [model[key].name for key in _TRANSFORMS if key in model]
+  if transforms not in (_BLS2017, _MBT2018):
+    return False
+  return model.analysis.output_channels == model.synthesis.in_channels  # Not of the VAE.
 
 
 def make_step(config: Any, crops: np.ndarray, kernels: Optional[str] = None) -> Callable[[], float]:
@@ -41,7 +49,7 @@ def make_step(config: Any, crops: np.ndarray, kernels: Optional[str] = None) -> 
   import tensorflow as tf
 
   if not is_known(config):
-    raise ValueError(f"No plain layers are known for {config.model_config.analysis.name}.")
+    raise ValueError(f"Plain layers are known for {_BLS2017} and {_MBT2018} alone.")
   model = config.model_config
   make = _bls2017 if model.analysis.name == "BLS2017Analysis" else _mbt2018
   code, variables = make(model, {"kernel_parameter": kernels} if kernels else {})

@@ -96,7 +96,7 @@ _tracing = threading.local()
 
 @contextlib.contextmanager
 def tracing_once() -> Iterator[None]:
-  """Within, while a graph is made, blocks that are alike are traced once (see `traced_once`)."""
+  """Within, while a graph is made, blocks that are alike may be traced once (`traced_once`)."""
   before = getattr(_tracing, "functions", None)
   _tracing.functions = {}
   try:
@@ -105,19 +105,27 @@ def tracing_once() -> Iterator[None]:
     _tracing.functions = before
 
 
+def traces_once(x: tf.Tensor) -> bool:
+  """Whether a block of x may use `traced_once`: not where its effect was not measured, which is on
+  a GPU, with several replicas, and in 16 bits."""
+  return (
+    getattr(_tracing, "functions", None) is not None
+    and x.dtype == tf.float32
+    and not precision.is_lowered(x)
+    and not tf.distribute.has_strategy()
+    and _on_cpu()
+  )
+
+
 def traced_once(
   kind: Hashable, function: Callable[..., tf.Tensor], x: tf.Tensor, *weights: Any
 ) -> tf.Tensor:
-  """function(x, *weights); within `tracing_once` the first such call of a `kind` is traced.
+  """function(x, *weights), where `traces_once(x)`; the first such call of a `kind` is traced.
 
   The others call what was traced then, once for each shape, and TensorFlow puts copies of it in
-  their place before the graph runs. Makes a training with ELIC's analysis begin 0.4 s earlier.
-  Everything is traced where that was not measured: on a GPU, with several replicas, in 16 bits.
+  their place before the graph runs. A training with ELIC's analysis begins 0.3 to 0.4 s earlier.
   """
-  functions = getattr(_tracing, "functions", None)
-  is_low = precision.lowered(x).dtype != tf.float32
-  if functions is None or is_low or tf.distribute.has_strategy() or not _on_cpu():
-    return function(x, *weights)
+  functions = _tracing.functions
   if kind not in functions:
     functions[kind] = tf.function(function, autograph=False)
   return functions[kind](x, *weights)

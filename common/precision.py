@@ -42,8 +42,12 @@ def computing_in(policy: Optional[str]) -> Iterator[None]:
 
 def lowered(x: tf.Tensor) -> tf.Tensor:
   """A float32 tensor in the precision to compute in; tensors of other types as they are."""
-  low = getattr(_state, "dtype", None)
-  return x if low is None or x.dtype != tf.float32 else tf.cast(x, low)
+  return tf.cast(x, _state.dtype) if is_lowered(x) else x
+
+
+def is_lowered(x: tf.Tensor) -> bool:
+  """Whether `lowered` gives another precision than x has."""
+  return getattr(_state, "dtype", None) is not None and x.dtype == tf.float32
 
 
 def widened(x: tf.Tensor) -> tf.Tensor:

@@ -162,6 +162,9 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
   factors = [1.0, float(config.optimizer_config.prior_learning_rate_factor)]
   policy = config.train_eval_config.get("precision_policy")
   loss_scale = state.loss_scale
+  # Where numbers are checked, each operation has a name of its own to say which one it was.
+  checks = bool(config.train_eval_config.get("check_numerics"))
+  tracing = contextlib.nullcontext if checks else layers.tracing_once
   flat = [v for group in state.groups for v in group]
 
   def apply(gradients):
@@ -179,7 +182,7 @@ def make_train_step(state: TrainState, config: Any, distribution: Optional[Distr
     with tf.GradientTape() as tape:
       drawn = tf.stack([seed, step])
       quantizer = make_quantizer(seed=drawn, rows=rows)
-      with precision.computing_in(policy), layers.tracing_once():
+      with precision.computing_in(policy), tracing():
         terms = state.codec.objective(x, rd_lambda, quantizer, seed=drawn)
       loss = terms.loss if loss_scale is None else terms.loss * loss_scale.scale
     gradients = tape.gradient(loss, flat)
@@ -363,7 +366,7 @@ class _Training:
     try:
       self._catch_up()
       if not self._stops_early():
-        with _graph_passes():
+        with graph_passes():
           self._loop(progress)
       self._job.started()  # If there was no step left.
       if self._is_chief:
@@ -485,7 +488,7 @@ class _Training:
   def _validate(self, step: int) -> None:
     if self._validation is None:
       return
-    with self._state.evaluated():
+    with self._state.evaluated(), graph_passes(have_all=True):
       values, pictures = self._validation.run(int(self._options.num_images_to_log))
     self._writer.scalars(step, values, split="val")
     every = int(self._options.log_images_every_evals)
@@ -543,24 +546,29 @@ class _Training:
     yield f"test: {_text(values)}"
 
 
-@contextlib.contextmanager
-def _graph_passes() -> Iterator[None]:
-  """Within, on a CPU: graphs are rewritten by those of TensorFlow's passes alone that pay there.
+# Fold constants, simplify arithmetic and control dependencies: a training step on a CPU is as fast
+# without, and begins up to a second earlier (docs/results.md, "The table of speeds, filled"). What
+# merges products with the biases after them stays.
+_PASSES = ("constant_folding", "arithmetic_optimization", "dependency_optimization")
 
-  Folding constants and simplifying arithmetic and control dependencies make a training begin up to
-  a second later, and no step faster (docs/results.md, "The table of speeds, filled"). What merges
-  products with the biases after them stays. A GPU has all passes: none were measured on one.
+
+@contextlib.contextmanager
+def graph_passes(have_all: bool = False) -> Iterator[None]:
+  """Within, training steps run on a CPU without those of TensorFlow's passes that do not pay there.
+
+  Graphs are rewritten when they first run, and anew under other passes: what runs within should
+  always do so. A GPU and several replicas have all passes, for which none were measured; and all
+  else has within `graph_passes(have_all=True)`.
   """
-  if tf.config.list_physical_devices("GPU"):
+  if tf.config.list_physical_devices("GPU") or tf.distribute.has_strategy():
     yield
     return
-  names = ("constant_folding", "arithmetic_optimization", "dependency_optimization")
   before = tf.config.optimizer.get_experimental_options()
-  tf.config.optimizer.set_experimental_options(dict.fromkeys(names, False))
+  tf.config.optimizer.set_experimental_options(dict.fromkeys(_PASSES, None if have_all else False))
   try:
     yield
-  finally:
-    tf.config.optimizer.set_experimental_options({name: before.get(name, True) for name in names})
+  finally:  # None is what they are where nobody chose.
+    tf.config.optimizer.set_experimental_options({name: before.get(name) for name in _PASSES})
 
 
 def _build(config: Any, build: BuildCodec) -> TrainableCodec:

@@ -12,7 +12,15 @@ from typing import Optional
 
 import tensorflow as tf
 
-from common.layers import Conv2D, Conv2DTranspose, Layer, Sequential, same_origin, traced_once
+from common.layers import (
+  Conv2D,
+  Conv2DTranspose,
+  Layer,
+  Sequential,
+  same_origin,
+  traced_once,
+  traces_once,
+)
 
 
 class ResidualBottleneck(Layer):
@@ -38,11 +46,13 @@ class ResidualBottleneck(Layer):
 
   def __call__(self, x: tf.Tensor) -> tf.Tensor:
     """x: [B,H,W,channels]. Returns the same shape."""
+    if not traces_once(x):
+      return x + self.branch(x)
     weights = [convolution.weights() for convolution in self.branch.layers]
     return traced_once((type(self), self.in_channels), self._run, x, weights)
 
   def _run(self, x: tf.Tensor, weights: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
-    """The block with other weights than its own."""
+    """The block with other weights than its own, in float32."""
     y = x
     for convolution, own in zip(self.branch.layers, weights):
       y = convolution.run(y, *own)

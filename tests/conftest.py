@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import pathlib
+import time
 
 # Sweeps run on this machine unless a test asks for Slurm, even where Slurm is installed.
 os.environ["NTC_EXECUTOR"] = "local"
@@ -66,6 +67,17 @@ def picture(height, width, seed=0):
   base = 120 + 60 * np.sin(x * (seed + 1) / 3 + 0.5 * y) + 40 * (x > 1)
   base = base + random.normal(0, 4, [height, width])
   return np.clip(np.stack([base, 0.8 * base + 20, 255 - base], -1), 0, 255).astype(np.uint8)
+
+
+# Of the loop in `processor_slowness`, on a processor that tests' seconds are meant for.
+_LOOP_SECONDS = 0.2
+
+
+def processor_slowness():
+  """How many times as long as there this processor takes now, 1 to 2."""
+  began = time.process_time()
+  sum(i * i for i in range(5_000_000))
+  return min(2.0, max(1.0, (time.process_time() - began) / _LOOP_SECONDS))
 
 
 # Family -> its config file, and the overrides that make its codec as small as can be.

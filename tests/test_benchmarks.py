@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from benchmarks import half_hour, plain, rows, table, train_step
@@ -81,25 +82,52 @@ def test_the_table_goes_on_after_a_failure(monkeypatch, capsys):
   assert "Rows 6: benchmarks.coding failed." in out
 
 
+def _convolutions(layers):
+  """What each convolution and GDN of ours, or of tensorflow_compression's, is."""
+  found = []
+  for layer in layers:
+    name = type(layer).__name__
+    if name == "GDN":
+      found.append(("GDN", bool(layer.inverse)))
+    elif name == "SignalConv2D":
+      stride = (layer.strides_down[0], layer.strides_up[0])
+      has_relu = layer.activation is tf.nn.relu
+      found.append((layer.kernel_support[0], stride, layer.filters, layer.use_bias, has_relu))
+    else:
+      stride = (layer.downsample, layer.upsample)
+      has_relu = layer.activation is tf.nn.relu
+      found.append((layer.kernel_size, stride, layer.out_channels, layer.use_bias, has_relu))
+  return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family,config", [("factorized", "bls2017"), ("mshyper", "mbt2018")])
-def test_the_plain_model_of_the_train_step_is_the_same(family, config, monkeypatch):
-  """As many weights as ours, and from random ones a loss of the same size."""
-  config = hyper.load(f"{family}/configs/{config}.py:tiny").get_config()
+@pytest.mark.parametrize("family,name", [("factorized", "bls2017"), ("mshyper", "mbt2018")])
+def test_the_plain_model_of_the_train_step_is_the_same(family, name, monkeypatch):
+  """The same layers, as many weights, and from random ones a loss of the same size."""
+  config = hyper.load(f"{family}/configs/{name}.py:tiny").get_config()
   config.model_config.init, config.optimizer_config.learning_rate = "random", 1e-4
   crops = np.stack([picture(64, 64, seed) for seed in range(2)])
   ours, _ = train_step.make_step(family, config, crops)
-  counts = []
+  made = []
   trained = plain._trained
-  monkeypatch.setattr(plain, "_trained", lambda *parts: counts.append(trained(*parts)) or counts[0])
+  monkeypatch.setattr(plain, "_trained", lambda *parts: made.append(parts) or trained(*parts))
   theirs = plain.make_step(config, crops, "variable")
-  codec = importlib.import_module(f"{family}.codec").build(config.model_config)
-  assert sum(map(np.size, counts[0])) == sum(map(np.size, codec.trainable_variables))
   assert 0.25 < theirs() / ours() < 4.0
+  assert np.isfinite(plain.make_step(config, crops)())  # As the table has it.
 
-  config.model_config.analysis.name = "CNNAnalysis"
-  with pytest.raises(ValueError, match="CNNAnalysis"):
-    plain.make_step(config, crops)
+  codec = importlib.import_module(f"{family}.codec").build(config.model_config)
+  assert sum(map(np.size, trained(*made[0]))) == sum(map(np.size, codec.trainable_variables))
+  transforms = (getattr(codec, part, None) for part in plain._TRANSFORMS)
+  for transform, model in zip(filter(None, transforms), made[0]):
+    assert _convolutions(transform.layers) == _convolutions(model.layers)
+
+
+@pytest.mark.parametrize("file", ["mshyper/configs/jpegl.py", "factorized/configs/bls2017_vae.py"])
+def test_other_models_have_no_plain_ones(file):
+  config = hyper.load(file).get_config()
+  assert not plain.is_known(config)
+  with pytest.raises(ValueError, match="alone"):
+    plain.make_step(config, np.zeros([1, 64, 64, 3], np.uint8))
 
 
 # The half hour beside CompressAI's trainer

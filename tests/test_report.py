@@ -8,7 +8,6 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -33,6 +32,7 @@ from common import (
   results,
   runs,
 )
+from tests.conftest import processor_slowness
 
 HASH = "ab" * 32
 
@@ -681,17 +681,6 @@ def test_the_report_imports_no_tensorflow(tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True, cwd=configs.PROJECT_DIR)
 
 
-# Of the loop in `_slowness`, on a processor that the 3 s are meant for.
-_LOOP_SECONDS = 0.2
-
-
-def _slowness():
-  """How many times as long as there this processor takes now, 1 to 2."""
-  began = time.process_time()
-  sum(i * i for i in range(5_000_000))
-  return min(2.0, max(1.0, (time.process_time() - began) / _LOOP_SECONDS))
-
-
 @pytest.mark.slow
 def test_200_runs_take_less_than_3_seconds_of_a_fast_processor(tmp_path):
   folder = tmp_path / "results"
@@ -705,13 +694,13 @@ def test_200_runs_take_less_than_3_seconds_of_a_fast_processor(tmp_path):
   command = [sys.executable, "-m", "common.report", "--dataset=kodak", f"--results_dir={folder}"]
   seconds = []
   for _ in range(5):  # The first may build matplotlib's font cache.
-    slowness = _slowness()
+    slowness = processor_slowness()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, f"--out={tmp_path / 'out'}"], check=True, cwd=configs.PROJECT_DIR)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Of one processor, for the machine may be busy; of a slower one, as much more.
     used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    seconds.append(used / min(slowness, _slowness()))
+    seconds.append(used / min(slowness, processor_slowness()))
     if seconds[-1] < 3:
       break
   assert seconds[-1] < 3, seconds

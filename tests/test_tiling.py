@@ -135,6 +135,8 @@ def test_tiles_give_what_the_whole_picture_gives(name, monkeypatch):
   assert count > 3
   if name in ("jpegl", "two_layer_syn"):  # What ELIC's tiles need around them is larger than they.
     monkeypatch.setattr(tiling, "PIXELS_AT_ONCE", 1 << 16)
+    windows = list(codec.analysis_windows().values())
+    assert len(list(tiling.tiles((352, 448), windows, 1 << 16))) > 1
   tiled = codec.latents_of(image)
   again = rd.infer(codec, rd.to_batch(image))
   for key, latent in latents.items():
@@ -210,10 +212,10 @@ def test_the_peak_of_memory_is_the_programs_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["mshyper/configs/mbt2018.py", "ljpeg/configs/ljpeg.py"])
-def test_a_large_picture_is_evaluated_in_less_than_3_gb(config):
+def test_a_large_picture_is_evaluated_in_less_than_2_and_a_half_gb(config):
   """Full-size models: `python -m benchmarks.memory` has them all."""
   gigabytes, _ = memory.measure(config, 2048, 2048)
-  assert gigabytes < 3.0
+  assert gigabytes < 2.5
 
 
 def test_a_search_refuses_pictures_that_it_has_no_memory_for(monkeypatch):

@@ -359,6 +359,47 @@ def test_garbage_is_collected_from_the_first_step_on(pictures, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_training_steps_alone_run_without_passes_that_do_not_pay(pictures, tmp_path, monkeypatch):
+  """Validations are those of any other process, before the first step or after the last."""
+  import tensorflow as tf
+
+  from common import cli, train_lib, validation
+  from factorized import train as entry
+
+  seen = []
+  make_step, evaluate = train_lib.make_train_step, validation.Evaluation.run
+  see = lambda what: seen.append((what, _passes()))  # noqa: E731
+
+  def _passes():
+    options = tf.config.optimizer.get_experimental_options()
+    return {options.get(name, True) for name in train_lib._PASSES}
+
+  def make(*args):
+    step = make_step(*args)
+    return lambda *a: see("step") or step(*a)
+
+  monkeypatch.setattr(train_lib, "make_train_step", make)
+  monkeypatch.setattr(validation.Evaluation, "run", lambda *a: see("validation") or evaluate(*a))
+  before = tf.config.optimizer.get_experimental_options()
+  argv = tiny_arguments(pictures, tmp_path, "--xid=a", steps=3)
+  assert run_command(cli.main, "factorized", "train", entry.run, entry.check, argv) == 0
+  on_cpu = not tf.config.list_physical_devices("GPU")
+  assert [passes for what, passes in seen if what == "step"] == 3 * [{not on_cpu}]
+  assert {str(p) for what, p in seen if what == "validation"} == {"{True}"}
+  assert tf.config.optimizer.get_experimental_options() == before
+
+  with pytest.raises(ZeroDivisionError), train_lib.graph_passes():
+    assert _passes() == {not on_cpu}
+    raise ZeroDivisionError
+  assert tf.config.optimizer.get_experimental_options() == before
+  with tf.distribute.MirroredStrategy(["CPU:0"]).scope(), train_lib.graph_passes():
+    assert _passes() == {True}
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+  with train_lib.graph_passes():
+    assert _passes() == {True}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_codec_of_the_check_trains_as_one_of_its_own(
   warm, unbroken, pictures, tmp_path, monkeypatch
