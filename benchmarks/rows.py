@@ -46,7 +46,7 @@ ROWS = {
     quick=("--rounds", "3"),
   ),
   2: Row(
-    "train step against the code that shallow-ntc's authors published, or its layers",
+    "train step against the code that shallow-ntc's authors published",
     ">= 1.7x (bls2017, mbt2018), 1.2x (two_layer_syn2), 1.1x (ELIC's analysis)",
     "train_step",
     quick=("--rounds", "3"),
