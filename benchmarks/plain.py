@@ -23,7 +23,7 @@ _TRANSFORMS = ("analysis", "synthesis", "hyper_analysis", "hyper_synthesis")
 _BLS2017 = ["BLS2017Analysis", "BLS2017Synthesis"]
 _MBT2018 = ["MBT2018Analysis", "MBT2018Synthesis", "HyperAnalysis", "HyperSynthesis"]
 
-_Losses = Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
+_Code = Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
 
 
 def is_known(config: Any) -> bool:
@@ -71,7 +71,7 @@ def make_step(config: Any, crops: np.ndarray, kernels: Optional[str] = None) -> 
   return lambda: float(step(crops))
 
 
-def _bls2017(model: Any, options: dict[str, Any]) -> tuple[_Losses, list[tf.Variable]]:
+def _bls2017(model: Any, options: dict[str, Any]) -> tuple[_Code, list[tf.Variable]]:
   """x in -0.5..0.5 to its reconstruction and its bits; what is trained."""
   import tensorflow as tf
   import tensorflow_compression as tfc
@@ -107,7 +107,7 @@ def _bls2017(model: Any, options: dict[str, Any]) -> tuple[_Losses, list[tf.Vari
   return code, _trained(analysis, synthesis, prior)
 
 
-def _mbt2018(model: Any, options: dict[str, Any]) -> tuple[_Losses, list[tf.Variable]]:
+def _mbt2018(model: Any, options: dict[str, Any]) -> tuple[_Code, list[tf.Variable]]:
   """As `_bls2017`, with a mean-scale hyperprior."""
   import tensorflow as tf
   import tensorflow_compression as tfc
